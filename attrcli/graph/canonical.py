@@ -1,0 +1,272 @@
+"""One spelling per operation: overloads that mean the same as another become it, when the graph is built."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from attrcli.graph.build import Builder, Value
+
+aten = torch.ops.aten
+
+
+def _convolution(rank: int) -> Callable[..., Any]:
+    def rewrite(
+        b: "Builder",
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+    ) -> Any:
+        spread = [_spread(item, rank) for item in (stride, padding, dilation)]
+        return _batched(
+            b, x, rank + 2, lambda v: b.call(aten.convolution.default, v, w, bias, *spread, False, [0] * rank, groups)
+        )
+
+    return rewrite
+
+
+def _same_convolution(rank: int) -> Callable[..., Any]:
+    """Convolution with padding given in words: 'valid', or 'same' (stride 1; the odd element goes to the end)."""
+
+    def rewrite(
+        b: "Builder",
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: str = "valid",
+        dilation: Any = 1,
+        groups: Any = 1,
+    ) -> Any:
+        dilation = _spread(dilation, rank)
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, w.probes[0].shape[2:], strict=True)]
+        if any(t % 2 for t in total):
+            pads = [p for t in reversed(total) for p in (0, t % 2)]
+            x = b.call(aten.constant_pad_nd.default, x, pads, 0)
+        return _convolution(rank)(b, x, w, bias, stride, [t // 2 for t in total], dilation, groups)
+
+    return rewrite
+
+
+def _transposed(rank: int) -> Callable[..., Any]:
+    def rewrite(
+        b: "Builder",
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: Any = 1,
+        dilation: Any = 1,
+    ) -> Any:
+        spread = [_spread(item, rank) for item in (stride, padding, dilation)]
+        extra = _spread(output_padding, rank)
+        return _batched(
+            b, x, rank + 2, lambda v: b.call(aten.convolution.default, v, w, bias, *spread, True, extra, groups)
+        )
+
+    return rewrite
+
+
+def _spread(item: Any, rank: int) -> list[Any]:
+    items = list(item) if isinstance(item, Sequence) else [item]
+    return items * rank if len(items) == 1 else items
+
+
+def _batched(b: "Builder", x: "Value", rank: int, run: Callable[["Value"], Any]) -> Any:
+    """Run on a batch of one when the input has no batch dimension."""
+    if x.rank == rank:
+        return run(x)
+    return b.call(aten.squeeze.dim, run(b.call(aten.unsqueeze.default, x, 0)), 0)
+
+
+def _batch_norm(
+    b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, *_: Any
+) -> Any:
+    if training:
+        b.refuse("batch norm in training mode: save the model after model.eval()")
+    return b.call(aten.batch_norm.default, x, w, bias, mean, var, False, momentum, eps, False)
+
+
+def _canonical_batch_norm(
+    b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, *_: Any
+) -> Any:
+    if training or mean is None or var is None:
+        b.refuse("batch norm in training mode: save the model after model.eval()")
+    return b.emit(aten.batch_norm.default, x, w, bias, mean, var, False, momentum, eps, False)
+
+
+def _native_batch_norm(b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, momentum: Any, eps: Any) -> Any:
+    return [_batch_norm(b, x, w, bias, mean, var, False, momentum, eps), None, None]
+
+
+def _dropout(b: "Builder", x: Any, p: Any = 0.5, train: Any = True, *_: Any) -> Any:
+    if train and p:
+        b.refuse("dropout in training mode: save the model after model.eval()")
+    return x
+
+
+def _native_dropout(b: "Builder", x: Any, p: Any, train: Any) -> Any:
+    return [_dropout(b, x, p, train), None]
+
+
+def _cast(b: "Builder", x: Any, dtype: Any, *_: Any, **__: Any) -> Any:
+    if dtype is None:
+        return x
+    dtype = b.dtype if dtype.is_floating_point else dtype
+    return x if x.dtype == dtype else b.emit(aten.to.dtype, x, dtype)
+
+
+def _copying_cast(b: "Builder", x: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return b.fresh(_cast(b, x, dtype))
+
+
+def _cast_to_device(b: "Builder", x: Any, device: Any, dtype: Any = None, *_: Any, **__: Any) -> Any:
+    return _cast(b, x, dtype)
+
+
+def _identity(b: "Builder", x: Any, *_: Any, **__: Any) -> Any:
+    return x
+
+
+def _copy(b: "Builder", x: Any, *_: Any, **__: Any) -> Any:
+    return b.fresh(x)
+
+
+def _contiguous(b: "Builder", x: Any, *_: Any, **__: Any) -> Any:
+    if x.probes[0].is_contiguous() and x.probes[1].is_contiguous():
+        return x
+    value = b.fresh(x)
+    value.probes = (value.probes[0].contiguous(), value.probes[1].contiguous())
+    return value
+
+
+def _reshape(b: "Builder", x: Any, sizes: Any, *_: Any) -> Any:
+    return b.call(aten.reshape.default, x, sizes)
+
+
+def _view_dtype(b: "Builder", x: Any, dtype: Any) -> Any:
+    return b.refuse(f"a tensor's memory read as {dtype}")
+
+
+def _flatten(b: "Builder", x: Any, start: int = 0, end: int = -1) -> Any:
+    if x.rank == 0:
+        return b.call(aten.reshape.default, x, [1])
+    start, end = start % x.rank, end % x.rank
+    if start == end:
+        return x
+    sizes = b.sizes(x)
+    if all(isinstance(size, int) for size in sizes[start : end + 1]):
+        middle: Any = 1
+        for size in sizes[start : end + 1]:
+            middle *= size
+    else:
+        middle = -1
+    return b.call(aten.reshape.default, x, [*sizes[:start], middle, *sizes[end + 1 :]])
+
+
+def _hardsigmoid(b: "Builder", x: Any) -> Any:
+    # aten.hardsigmoid's own backward uses a single-precision 1/6, wrong by 5e-9 in double precision.
+    shifted = b.call(aten.add.Scalar, b.call(aten.div.Scalar, x, 6), 0.5)
+    return b.call(aten.clamp.default, shifted, 0, 1)
+
+
+def _relu6(b: "Builder", x: Any) -> Any:
+    return b.call(aten.hardtanh.default, x, 0.0, 6.0)
+
+
+def _with_scalar(op: Any) -> Callable[..., Any]:
+    """A tensor op given a number where a tensor is due."""
+    return lambda b, x, other, **kwargs: b.emit(op, b.as_tensor(x), b.as_tensor(other), **kwargs)
+
+
+def _split_sizes(b: "Builder", x: Any, sizes: Any, dim: Any = 0) -> Any:
+    return b.call(aten.split_with_sizes.default, x, sizes, dim)
+
+
+def _chunk(b: "Builder", x: Any, chunks: int, dim: int = 0) -> Any:
+    size = b.size(x, dim)
+    if not isinstance(size, int):
+        return b.emit(aten.chunk.default, x, chunks, dim)
+    each = -(-size // chunks)
+    return b.call(aten.split_with_sizes.default, x, [min(each, size - i) for i in range(0, size, each)], dim)
+
+
+def _split(b: "Builder", x: Any, each: Any, dim: int = 0) -> Any:
+    size = b.size(x, dim)
+    if not isinstance(size, int) or not isinstance(each, int):
+        return b.emit(aten.split.Tensor, x, each, dim)
+    return b.call(aten.split_with_sizes.default, x, [min(each, size - i) for i in range(0, size, each)], dim)
+
+
+REWRITES: dict[Any, Callable[..., Any]] = {
+    aten.conv1d.default: _convolution(1),
+    aten.conv2d.default: _convolution(2),
+    aten.conv3d.default: _convolution(3),
+    aten.conv1d.padding: _same_convolution(1),
+    aten.conv2d.padding: _same_convolution(2),
+    aten.conv3d.padding: _same_convolution(3),
+    aten.conv_transpose1d.default: _transposed(1),
+    aten.conv_transpose2d.input: _transposed(2),
+    aten.conv_transpose3d.input: _transposed(3),
+    aten._convolution.default: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
+    aten._convolution.deprecated: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
+    aten.batch_norm.default: _canonical_batch_norm,
+    aten.cudnn_batch_norm.default: _batch_norm,
+    aten.native_batch_norm.default: lambda b, *args: [_batch_norm(b, *args), None, None],
+    aten._native_batch_norm_legit_no_training.default: _native_batch_norm,
+    aten.dropout.default: _dropout,
+    aten.feature_dropout.default: _dropout,
+    aten.alpha_dropout.default: _dropout,
+    aten.feature_alpha_dropout.default: _dropout,
+    aten.native_dropout.default: _native_dropout,
+    aten.to.dtype: _cast,
+    aten.to.dtype_layout: _copying_cast,
+    aten.to.device: _cast_to_device,
+    aten.to.other: lambda b, x, other, *_: _cast(b, x, other.dtype),
+    aten.to.prim_Device: _cast_to_device,
+    aten.to.prim_dtype: lambda b, x, dtype=None, *_: _cast(b, x, dtype),
+    aten.type_as.default: lambda b, x, other: _cast(b, x, other.dtype),
+    aten._to_copy.default: _copying_cast,
+    aten.alias.default: _identity,
+    aten.clone.default: _copy,
+    aten.lift_fresh_copy.default: _copy,
+    aten.lift_fresh.default: _identity,
+    aten.detach_copy.default: lambda b, x: b.fresh(b.call(aten.detach.default, x)),
+    aten.contiguous.default: _contiguous,
+    aten.view.default: _reshape,
+    aten._unsafe_view.default: _reshape,
+    aten.view.dtype: _view_dtype,
+    aten.view_as.default: lambda b, x, other: b.call(aten.reshape.default, x, b.sizes(other)),
+    aten.reshape_as.default: lambda b, x, other: b.call(aten.reshape.default, x, b.sizes(other)),
+    aten.expand_as.default: lambda b, x, other: b.call(aten.expand.default, x, b.sizes(other)),
+    aten.flatten.using_ints: _flatten,
+    aten.hardsigmoid.default: _hardsigmoid,
+    aten.relu6.default: _relu6,
+    aten.chunk.default: _chunk,
+    aten.split.Tensor: _split,
+    aten.split.sizes: _split_sizes,
+    aten._softmax.default: lambda b, x, dim, half: b.call(aten.softmax.int, x, dim),
+    aten._log_softmax.default: lambda b, x, dim, half: b.call(aten.log_softmax.int, x, dim),
+    aten.native_layer_norm.default: lambda b, x, s, w, c, eps: [
+        b.call(aten.layer_norm.default, x, s, w, c, eps),
+        None,
+        None,
+    ],
+    aten.add.Tensor: _with_scalar(aten.add.Tensor),
+    aten.sub.Tensor: _with_scalar(aten.sub.Tensor),
+    aten.mul.Tensor: _with_scalar(aten.mul.Tensor),
+    aten.div.Tensor: _with_scalar(aten.div.Tensor),
+}
+
+
+def canonical_name(op: Any) -> str:
+    """The op's name as people write it: `aten.relu`, with the overload only where it is not the default."""
+    name, overload = op._schema.name.split("::")[1], op._schema.overload_name
+    return f"aten.{name}" + (f".{overload}" if overload else "")

@@ -1,0 +1,133 @@
+"""The op table: every ATen overload that a canonical graph may hold, by class.
+
+What is not in this table is refused at import: neither a front end nor a pass ever runs it. The class says what a rule
+needs to know about an op; it says nothing about a node, which may be linear only because one operand is constant.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+class OpClass(Enum):
+    """What an op is, to a method that propagates through it."""
+
+    LINEAR = "linear"
+    AFFINE = "affine"
+    SMOOTH = "smooth unary nonlinearity"
+    KINKED = "kinked unary nonlinearity"
+    BILINEAR = "bilinear"
+    POOLING = "pooling"
+    NORMALISATION = "normalisation"
+    INDEXING = "indexing"
+    SHAPE = "shape"
+    CREATION = "creation"
+    DISCRETE = "discrete"
+
+
+_NAMES = {
+    OpClass.LINEAR: """
+        convolution.default linear.default addmm.default sum.default sum.dim_IntList mean.default mean.dim neg.default
+        avg_pool1d.default avg_pool2d.default avg_pool3d.default adaptive_avg_pool1d.default
+        adaptive_avg_pool2d.default adaptive_avg_pool3d.default constant_pad_nd.default reflection_pad1d.default
+        reflection_pad2d.default reflection_pad3d.default replication_pad1d.default replication_pad2d.default
+        replication_pad3d.default upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec
+        upsample_linear1d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_trilinear3d.vec
+        upsample_nearest1d.default upsample_nearest2d.default upsample_nearest3d.default upsample_bilinear2d.default
+        cumsum.default im2col.default col2im.default""",
+    OpClass.AFFINE: """
+        add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor mul.Scalar div.Scalar batch_norm.default
+        lerp.Scalar lerp.Tensor""",
+    OpClass.SMOOTH: """
+        sigmoid.default tanh.default gelu.default silu.default mish.default softplus.default elu.default selu.default
+        celu.default log_sigmoid.default exp.default expm1.default log.default log2.default log10.default log1p.default
+        sqrt.default rsqrt.default reciprocal.default square.default erf.default sin.default cos.default tan.default
+        asin.default acos.default atan.default sinh.default cosh.default asinh.default acosh.default atanh.default
+        pow.Tensor_Scalar pow.Scalar""",
+    OpClass.KINKED: """
+        relu.default relu6.default leaky_relu.default prelu.default hardtanh.default hardswish.default clamp.default
+        clamp.Tensor clamp_min.default clamp_max.default clamp_min.Tensor clamp_max.Tensor abs.default
+        threshold.default softshrink.default hardshrink.default""",
+    OpClass.BILINEAR: """
+        mul.Tensor div.Tensor div.Tensor_mode matmul.default mm.default bmm.default mv.default dot.default
+        baddbmm.default einsum.default pow.Tensor_Tensor scaled_dot_product_attention.default addcmul.default
+        addcdiv.default prod.default prod.dim_int remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar
+        atan2.default""",
+    OpClass.POOLING: """
+        max_pool1d.default max_pool2d.default max_pool3d.default max_pool2d_with_indices.default
+        adaptive_max_pool1d.default adaptive_max_pool2d.default adaptive_max_pool3d.default amax.default amin.default
+        max.default min.default max.dim min.dim maximum.default minimum.default max.other min.other topk.default
+        sort.default""",
+    OpClass.NORMALISATION: """
+        softmax.int log_softmax.int layer_norm.default group_norm.default instance_norm.default rms_norm.default
+        var.correction var.dim std.correction std.dim norm.ScalarOpt_dim linalg_vector_norm.default
+        var_mean.correction logsumexp.default""",
+    OpClass.INDEXING: """
+        select.int slice.Tensor narrow.default index.Tensor index_select.default gather.default take_along_dim.default
+        embedding.default cat.default stack.default where.self where.ScalarSelf where.ScalarOther where.Scalar
+        select_scatter.default slice_scatter.default scatter.src scatter.value scatter_add.default index_put.default
+        split.Tensor split_with_sizes.default split.sizes chunk.default unbind.int tensor_split.sections
+        tensor_split.indices flip.default roll.default repeat.default repeat_interleave.self_int
+        masked_fill.Scalar masked_fill.Tensor tril.default triu.default pixel_shuffle.default pixel_unshuffle.default
+        diagonal.default channel_shuffle.default""",
+    OpClass.SHAPE: """
+        reshape.default view.default _unsafe_view.default view_as.default reshape_as.default flatten.using_ints
+        unflatten.int permute.default transpose.int t.default numpy_T.default mT.default movedim.int
+        movedim.intlist unsqueeze.default squeeze.default squeeze.dim squeeze.dims expand.default expand_as.default
+        broadcast_to.default contiguous.default clone.default alias.default lift_fresh_copy.default detach.default
+        to.dtype _to_copy.default type_as.default unfold.default""",
+    OpClass.CREATION: """
+        arange.default arange.start arange.start_step full.default zeros.default ones.default empty.memory_format
+        scalar_tensor.default zeros_like.default ones_like.default full_like.default new_zeros.default
+        new_ones.default new_full.default eye.default eye.m linspace.default meshgrid.default meshgrid.indexing""",
+    OpClass.DISCRETE: """
+        eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor
+        ge.Scalar logical_and.default logical_or.default logical_not.default logical_xor.default bitwise_and.Tensor
+        bitwise_or.Tensor bitwise_not.default bitwise_xor.Tensor argmax.default argmin.default floor.default
+        ceil.default round.default trunc.default sign.default isnan.default isinf.default isfinite.default any.default
+        any.dim all.default all.dim floor_divide.default floor_divide.Scalar one_hot.default argsort.default
+        nonzero.default""",
+}
+
+
+def _resolve(name: str) -> Any:
+    packet, overload = name.split(".")
+    return getattr(getattr(aten, packet, None), overload, None)
+
+
+TABLE: dict[Any, OpClass] = {
+    op: kind for kind, names in _NAMES.items() for name in names.split() if (op := _resolve(name)) is not None
+}
+
+PYTHON: dict[Callable[..., Any], str] = {
+    operator.getitem: "getitem",
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.floordiv: "floordiv",
+    operator.truediv: "truediv",
+    operator.mod: "mod",
+    operator.neg: "neg",
+    operator.pow: "pow",
+    math.ceil: "ceil",
+    math.floor: "floor",
+    math.sqrt: "sqrt",
+    min: "min",
+    max: "max",
+}
+"""Python functions on sizes that a graph may call: all that arithmetic on a free batch needs."""
+
+SIZE = aten.sym_size.int
+
+
+def classify(op: Any) -> OpClass | None:
+    """Return the class of an ATen overload, SHAPE for size arithmetic, None for what the table does not hold."""
+    if op is SIZE or op in PYTHON:
+        return OpClass.SHAPE
+    return TABLE.get(op)
