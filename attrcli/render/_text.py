@@ -55,6 +55,19 @@ def _cut(text: str, kept: int) -> str:
     return text[: kept - tail] + "…" + text[len(text) - tail :]
 
 
+def wrapped(text: str, width: float, size: int, most: int) -> list[str]:
+    """`text` over at most `most` lines of `width` pixels, broken at blanks; what is left over is cut in the last."""
+    face = font(size)
+    lines: list[str] = []
+    for word in clean(text[:_LONGEST]).split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and (len(lines) == most or face.getlength(longer) <= width):
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [fitted(text, face, width) for text in lines]
+
+
 def line(
     picture: Image.Image,
     xy: tuple[float, float],
@@ -64,12 +77,11 @@ def line(
     size: int = 13,
     bold: bool = False,
     colour: tuple[int, int, int] = INK,
-    anchor: str = "lt",
+    anchor: str = "la",
 ) -> None:
-    """Write `text` at `xy`, at most `width` pixels wide; `anchor` as in Pillow (l/m/r and t/m/s)."""
+    """Write `text` at `xy`, at most `width` pixels wide; `anchor` as in Pillow."""
     face = font(size, bold)
-    ascender_anchor = anchor.replace("t", "a")  # lines of one block share a baseline grid, whatever letters they hold
-    ImageDraw.Draw(picture).text(xy, fitted(text, face, width), colour, face, ascender_anchor)
+    ImageDraw.Draw(picture).text(xy, fitted(text, face, width), colour, face, anchor)
 
 
 def widest(texts: Sequence[str], size: int, bold: bool = False) -> int:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -175,10 +174,10 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, ove
     info = PngInfo()
     for key, text in metadata.items():
         info.add_text(key, text.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode())
-    partial = path.with_name(f".{secrets.token_hex(8)}.png.part")
+    partial = path.with_name(f".{os.urandom(8).hex()}.png.part")
     try:
         with open(partial, "xb") as file:
-            image.save(file, "PNG", pnginfo=info, compress_level=4)
+            image.save(file, "PNG", pnginfo=info, compress_level=1)
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -189,7 +188,9 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, ove
 def as_image(image: Picture) -> Image.Image:
     """A Pillow image of a (H, W, 1 or 3) uint8 array. Raises `InputError`."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
-        raise InputError(f"a picture of shape {image.shape} and type {image.dtype} is not (height, width, 1 or 3) uint8")
+        raise InputError(
+            f"a picture of shape {image.shape} and type {image.dtype} is not (height, width, 1 or 3) uint8"
+        )
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
@@ -252,7 +253,8 @@ def _indices(ratio: npt.NDArray[np.float32]) -> Picture:
     """-1..1 -> 0..254, zero -> 127."""
     scaled = ratio * np.float32(_ZERO)
     scaled += np.float32(_ZERO)
-    return np.rint(scaled, out=scaled).astype(np.uint8)
+    index: Picture = np.rint(scaled).astype(np.uint8)
+    return index
 
 
 def _painted(index: Image.Image, colours: Picture) -> Image.Image:
@@ -264,14 +266,15 @@ def _painted(index: Image.Image, colours: Picture) -> Image.Image:
 @cache
 def _colours(name: str) -> Picture:
     """255 colours of a matplotlib colour map, the 128th its exact centre."""
-    return np.rint(colormaps[name].resampled(255)(np.arange(255))[:, :3] * 255).astype(np.uint8)
+    colours: Picture = np.rint(colormaps[name].resampled(255)(np.arange(255))[:, :3] * 255).astype(np.uint8)
+    return colours
 
 
 @cache
 def _strong(name: str) -> Picture:
     """The outer half of the colours on either side: opacity tells the magnitude, pale colours would hide the sign."""
     offset = np.arange(255) - _ZERO
-    return _colours(name)[_ZERO + np.sign(offset) * (_ZERO // 2 + 1) + offset // 2]
+    return _colours(name)[_ZERO + np.sign(offset) * (_ZERO // 2 + 1 + abs(offset) // 2)]
 
 
 def _opacity(alpha: float) -> list[int]:
