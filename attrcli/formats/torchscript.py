@@ -50,7 +50,7 @@ class TorchScript:
     format = "torchscript"
 
     def __init__(self, path: Path) -> None:
-        self.metadata = _check_archive(path)
+        self.metadata: Mapping[str, str] = _check_archive(path)
         with _quiet():
             try:
                 self.module = torch.jit.load(str(path), map_location="cpu")

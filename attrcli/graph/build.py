@@ -115,6 +115,7 @@ class Builder:
         self.inputs.append(name)
         first, second = (torch.empty(tuple(shape), dtype=dtype, device="meta") for shape in shapes)
         node.meta["origin"] = name
+        node.meta["shapes"] = (tuple(first.shape), tuple(second.shape))
         return Value((first, second), node, data=True)
 
     def tensor(self, tensor: torch.Tensor, name: str, *, parameter: bool = False) -> Value:
@@ -252,6 +253,10 @@ class Builder:
         self.graph.eliminate_dead_code()
         module = fx.GraphModule(self.root, self.graph)
         module.meta["inputs"], module.meta["outputs"] = tuple(self.inputs), tuple(outputs)
+        module.meta["output_shapes"] = {
+            name: tuple(tuple(probe.shape) for probe in value.probes) for name, value in outputs.items()
+        }
+        module.meta["itemsize"] = self.dtype.itemsize
         check(module)
         return module
 
@@ -328,6 +333,7 @@ class Builder:
         self, probes: Any, node: fx.Node, data: bool, op: Any, args: Any, kwargs: Any, index: int | None
     ) -> Value:
         value = Value(tuple(probes), node, data)
+        node.meta["shapes"] = tuple(tuple(probe.shape) for probe in probes)
         storage = probes[1].untyped_storage()._cdata
         for parent in leaves((args, kwargs)):
             if parent.is_tensor and parent.probes[1].untyped_storage()._cdata == storage and probes[1].numel():

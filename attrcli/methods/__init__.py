@@ -1,0 +1,35 @@
+"""The methods: what an attribution is, one file each. The registry is this dict; nothing is imported before use."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from attrcli.methods._describe import Description, convert, describe
+
+METHODS: dict[str, tuple[str, str]] = {
+    "gradient": ("attrcli.methods.gradient:Gradient", "Signed gradient of the score with respect to the input"),
+    "input_x_gradient": ("attrcli.methods.input_x_gradient:InputXGradient", "Input times gradient"),
+    "integrated_gradients": (
+        "attrcli.methods.integrated_gradients:IntegratedGradients",
+        "Gradient integrated on the straight line from the baseline to the input",
+    ),
+    "occlusion": ("attrcli.methods.occlusion:Occlusion", "Fall of the score when a patch is replaced by the baseline"),
+    "saliency": ("attrcli.methods.saliency:Saliency", "Absolute gradient of the score"),
+    "smoothgrad": ("attrcli.methods.smoothgrad:SmoothGrad", "Gradient averaged over noisy copies of the input"),
+}
+
+
+def description(name: str) -> Description:
+    """Paper, cost, needs, axioms and options of a method, without importing it. Raises UsageError for a typo."""
+    return describe(METHODS, name)
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Make a method from its name and options; strings are converted to the options' types.
+
+    Raises UsageError, with a suggestion, for an unknown method or option and for a value that does not fit.
+    """
+    path, _ = METHODS[describe(METHODS, name).name]
+    module, _, cls = path.partition(":")
+    kind = getattr(importlib.import_module(module), cls)
+    return kind(**convert(kind, name, description(name), options or {}))

@@ -1,0 +1,328 @@
+"""A loaded model: its graph in torch and, for an ONNX file, a session in ONNX Runtime; predictions, scores, gradients.
+
+model = attrcli.model.load("net.onnx")
+logits = model(batch)                                    # (N, K), as the file outputs it
+gradient, score = model.gradient(batch, Target(index))   # (N, ...), (N,)
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attrcli import formats
+from attrcli.errors import AttrcliWarning, ModelError, NonFiniteError, UnsupportedOp, UsageError
+from attrcli.formats.spec import Sample, Source, TensorSpec
+from attrcli.graph import engine, passes
+from attrcli.graph.build import FREE
+from attrcli.graph.engine import Engine
+from attrcli.graph.trace import first_nonfinite
+from attrcli.score import Head, Target, apply_head, select
+
+__all__ = ["Model", "Target", "load"]
+
+AGREEMENT = 1e-3
+"""Difference between ONNX Runtime and the imported graph, relative to the largest logit, from which it is an error."""
+
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "float32", threads: int | None = None) -> "Model":
+    """Open and check a model file; its graph is built at the first batch.
+
+    Raises ModelError for what cannot be loaded, UsageError for an unknown device or precision.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
+    engine.set_up(threads)
+    path = Path(path)
+    return Model(path, formats.load(path), _device(device), PRECISIONS[precision])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here")
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: choose from auto, cpu, cuda")
+    return torch.device(name)
+
+
+class Model:
+    """A model file opened for explanation; `bind` says which input and output are meant when there are several."""
+
+    def __init__(self, path: Path, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.path, self.source, self.device, self.dtype = path, source, device, dtype
+        self.format = source.format
+        self.rows = 32
+        self.on_pass: Callable[[int], None] = lambda rows: None
+        self.input: str = source.inputs[0].name if source.inputs else ""
+        self.input_dtype: torch.dtype | None = None
+        self.output: str | None = None
+        self.declared: Head | None = None
+        self.fixed: dict[str, torch.Tensor] = {}
+        self._engines: dict[Any, Engine] = {}
+        self._session: Any = None
+        self._agreed = False
+
+    def bind(
+        self,
+        *,
+        input: str | None = None,
+        output: str | None = None,
+        fixed: Mapping[str, torch.Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        declared: Head | None = None,
+    ) -> None:
+        """Choose the explained input and the scored output; hold every other input at a value for all samples.
+
+        `fixed` values are shaped like one sample. `dtype` is the explained input's, for files that do not say.
+        `declared` is what the sidecar says the output went through, for files whose graph does not tell.
+        Raises UsageError listing names, shapes and types.
+        """
+        names = [spec.name for spec in self.source.inputs]
+        if input is not None and input not in names:
+            raise UsageError(f"{self.path}: no input '{input}'; its inputs: {describe(self.source.inputs)}")
+        if input is None and len(names) > 1:
+            raise UsageError(f"{self.path} has several inputs; choose one with --input: {describe(self.source.inputs)}")
+        self.input, self.output, self.input_dtype, self.declared = input or names[0], output, dtype, declared
+        self.fixed = {name: value.to(self.device) for name, value in (fixed or {}).items()}
+        missing = [name for name in names if name != self.input and name not in self.fixed]
+        unknown = [name for name in self.fixed if name not in names or name == self.input]
+        if missing or unknown:
+            what = (
+                f"give --fix {missing[0]}=FILE|zero" if missing else f"--fix {unknown[0]}: no other input of that name"
+            )
+            raise UsageError(f"{self.path}: {what}; its inputs: {describe(self.source.inputs)}")
+        self._engines.clear()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    # -- what methods use ----------------------------------------------------------------------------------------
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Run the model as the file has it, a final softmax included: (N, ...) -> (N, K, ...)."""
+        return apply_head(self.logits(inputs), self.head(inputs))
+
+    def logits(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Run forward only, in passes: (N, ...) -> (N, K, ...) before a final softmax or sigmoid.
+
+        An ONNX file runs in ONNX Runtime; everything else, and float64, in torch.
+        """
+        held = held or {}
+        parts = []
+        for rows in self.passes(len(inputs)):
+            chunk, others = inputs[rows], {name: value[rows] for name, value in held.items()}
+            with torch.no_grad():
+                parts.append(self._session_run(chunk) if self._in_session(held) else self._graph_run(chunk, others))
+            self.on_pass(len(rows))
+        return torch.cat(parts)
+
+    def scores(self, inputs: torch.Tensor, target: Target) -> torch.Tensor:
+        """Forward-only scores, float64 (N,), of a batch of any length. Raises NonFiniteError naming the node."""
+        values = select(self.logits(inputs, target.held), target, self.head(inputs))
+        self._require_finite(values, inputs, target)
+        return values.double()
+
+    def gradient(self, inputs: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward and one backward pass: each row's gradient of its score, and the scores (N,).
+
+        For at most `rows` rows: cut larger work with `passes`. Raises NonFiniteError naming the node.
+        """
+        leaf = inputs.detach().requires_grad_(True)
+        with torch.enable_grad():
+            score = select(self._graph_run(leaf, target.held), target, self.head(inputs))
+            if score.requires_grad:
+                (gradient,) = torch.autograd.grad(score.sum(), leaf)
+            else:
+                gradient = torch.zeros_like(inputs)
+        self.on_pass(len(inputs))
+        score = score.detach()
+        finite = torch.isfinite(gradient.sum()) & torch.isfinite(score.sum())
+        if not bool(finite):
+            self._require_finite(score + gradient.flatten(1).sum(1), inputs, target)
+        return gradient, score
+
+    def passes(self, count: int) -> Iterator[torch.Tensor]:
+        """Cut `count` rows into index tensors of at most `rows`."""
+        for start in range(0, count, self.rows):
+            yield torch.arange(start, min(start + self.rows, count), device=self.device)
+
+    def head(self, inputs: torch.Tensor) -> Head:
+        """What the model applies after the logits: found in the graph, else as declared by the sidecar."""
+        try:
+            found = self.engine(tuple(inputs.shape[1:])).head
+        except UnsupportedOp:
+            if self.format != "onnx":
+                raise
+            found = "none"
+        return found  # type: ignore[return-value]
+
+    # -- engines -------------------------------------------------------------------------------------------------
+
+    def engine(self, shape: tuple[int, ...]) -> Engine:
+        """The graph, ready to run, for samples of this shape; built once. Raises UnsupportedOp, ModelError."""
+        if shape not in self._engines:
+            try:
+                self._engines[shape] = self._build(shape)
+            except (UnsupportedOp, ModelError) as error:
+                raise type(error)(f"{self.path}: {error}") from error
+        return self._engines[shape]
+
+    def _build(self, shape: tuple[int, ...]) -> Engine:
+        samples = {}
+        for spec in self.source.inputs:
+            if spec.name == self.input:
+                samples[spec.name] = Sample(shape, self.input_dtype or spec.dtype)
+            else:
+                value = self.fixed[spec.name]
+                samples[spec.name] = Sample(tuple(value.shape), value.dtype)
+        declared = next(spec for spec in self.source.inputs if spec.name == self.input).shape
+        _require_shape(declared, shape)
+        if declared is not None and declared[0] is not None:
+            return self._frozen(samples, declared[0])
+        try:
+            graph = self.source.build(samples, self.dtype, FREE)
+            if all(tuple(s[0] for s in shapes) == FREE for shapes in graph.meta["output_shapes"].values() if shapes[0]):
+                graph.meta["batches"] = FREE
+                return engine.make(graph, self.output, self.device, None)
+            first: Exception = ModelError("the output does not keep the batch in its first dimension")
+        except (UnsupportedOp, ModelError) as error:
+            first = error
+        try:
+            made = self._frozen(samples, 1)
+        except (UnsupportedOp, ModelError):
+            raise first from None
+        warnings.warn(
+            f"{self.path}: its batch is frozen at 1; samples run one by one ({first})", AttrcliWarning, stacklevel=2
+        )
+        return made
+
+    def _frozen(self, samples: Mapping[str, Sample], batch: int) -> Engine:
+        graph = self.source.build(samples, self.dtype, (batch, batch))
+        graph.meta["batches"] = (batch, batch)
+        return engine.make(graph, self.output, self.device, batch)
+
+    def _arguments(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        arguments = []
+        for spec in self.source.inputs:
+            if spec.name == self.input:
+                arguments.append(inputs)
+            elif spec.name in held:
+                arguments.append(held[spec.name])
+            else:
+                value = self.fixed[spec.name]
+                arguments.append(value.expand(len(inputs), *value.shape))
+        return arguments
+
+    def _graph_run(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.engine(tuple(inputs.shape[1:]))(*self._arguments(inputs, held))
+
+    def _require_finite(self, values: torch.Tensor, inputs: torch.Tensor, target: Target) -> None:
+        bad = (~torch.isfinite(values)).nonzero().flatten()
+        if not len(bad):
+            return
+        row = bad[:1]
+        held = target.take(row).held
+        engine_ = self.engine(tuple(inputs.shape[1:]))
+        arguments = [x.cpu() for x in self._arguments(inputs[row], held)]
+        where = first_nonfinite(passes.place(engine_.logits, torch.device("cpu"), channels_last=False), arguments)
+        raise NonFiniteError(f"{self.path}: {where}")
+
+    # -- ONNX Runtime --------------------------------------------------------------------------------------------
+
+    def _in_session(self, held: Mapping[str, torch.Tensor]) -> bool:
+        return self.format == "onnx" and self.dtype == torch.float32 and not held
+
+    def _session_run(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self._session is None:
+            self._open_session(tuple(inputs.shape[1:]))
+        arguments = {
+            spec.name: value.detach().cpu().to(spec.dtype).numpy()
+            for spec, value in zip(self.source.inputs, self._arguments(inputs, {}), strict=True)
+        }
+        result = torch.from_numpy(self._session_call(arguments, len(inputs))).to(self.device, self.dtype)
+        if not self._agreed:
+            self._compare(inputs, result)
+        return result
+
+    def _open_session(self, shape: tuple[int, ...]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            tensor = self.engine(shape).output_tensor
+        except UnsupportedOp:
+            tensor = None
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if self.device.type == "cuda" else []
+        available = [name for name in providers if name in onnxruntime.get_available_providers()]
+        data = self.source.exposed([tensor or self.output or self.source.outputs[0].name])  # type: ignore[attr-defined, index]
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=available or ["CPUExecutionProvider"])
+        except Exception as error:
+            raise ModelError(f"{self.path}: ONNX Runtime cannot open it: {str(error)[:300]}") from error
+
+    def _session_call(self, arguments: Mapping[str, Any], count: int) -> Any:
+        frozen = self.source.inputs[0].shape[0] if self.source.inputs[0].shape else None
+        if frozen is None:
+            return self._session.run(None, arguments)[0]
+        parts = []
+        for start in range(0, count, frozen):
+            group = {name: value[start : start + frozen] for name, value in arguments.items()}
+            kept = min(frozen, count - start)
+            group = {
+                name: np.concatenate([v, np.repeat(v[-1:], frozen - kept, 0)]) if kept < frozen else v
+                for name, v in group.items()
+            }
+            result = self._session.run(None, group)[0]
+            parts.append(result.reshape(frozen, *result.shape[result.shape[:1] == (frozen,) :])[:kept])
+        return np.concatenate(parts)
+
+    def _compare(self, inputs: torch.Tensor, result: torch.Tensor) -> None:
+        """Refuse to go on when ONNX Runtime and the imported graph disagree on real input."""
+        self._agreed = True
+        try:
+            own = self._graph_run(inputs, {})
+        except UnsupportedOp as error:
+            warnings.warn(f"{error}; forward-only methods still run, in ONNX Runtime", AttrcliWarning, stacklevel=2)
+            return
+        if not bool(torch.isfinite(own).all() & torch.isfinite(result).all()):
+            return  # the caller reports it, naming the node
+        difference = float((own - result).abs().max() / result.abs().max().clamp_min(1e-6))
+        if difference > AGREEMENT:
+            raise ModelError(
+                f"{self.path}: ONNX Runtime and the imported graph differ by {difference:.2g} of the largest output on "
+                f"real input (accepted: {AGREEMENT:g}); this is a defect of the importer, please report the model"
+            )
+
+
+def describe(specs: tuple[TensorSpec, ...]) -> str:
+    """Names, shapes and types of inputs or outputs, for a message."""
+
+    def one(spec: TensorSpec) -> str:
+        shape = "?" if spec.shape is None else "x".join("N" if size is None else str(size) for size in spec.shape)
+        return f"{spec.name} {shape} {str(spec.dtype).removeprefix('torch.')}"
+
+    return ", ".join(one(spec) for spec in specs)
+
+
+def _require_shape(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> None:
+    """Raise ModelError when a sample's shape cannot be what the file asks for."""
+    if declared is None:
+        return
+    fits = len(declared) == len(shape) + 1 and all(d in (None, s) for d, s in zip(declared[1:], shape, strict=True))
+    if not fits:
+        wanted = "x".join("?" if size is None else str(size) for size in declared[1:])
+        raise ModelError(f"the model's input is {wanted} per sample; this input is {'x'.join(map(str, shape))}")

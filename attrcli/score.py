@@ -1,0 +1,94 @@
+"""The scalar that is explained: which output unit, on which scale, for each row of a batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from attrcli.errors import UsageError
+
+Score = Literal["logit", "prob", "logprob", "margin"]
+SCORES: tuple[Score, ...] = ("logit", "prob", "logprob", "margin")
+Head = Literal["none", "softmax", "log_softmax", "sigmoid"]
+"""What the model applies after its logits."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is explained, row by row of a batch of N.
+
+    `index` (N,) selects the class: the first dimension of the output after the batch; `minus` (N,) is a class to
+    subtract; `weight` (N, P) weighs the P positions that remain (default: their sum). `sign` (N,) is -1 where the
+    complement of a single sigmoid output is meant. `seed` (N,) seeds whatever a method draws for that sample; `held`
+    are values of the model's other inputs, row by row.
+    """
+
+    index: torch.Tensor
+    score: Score = "logit"
+    minus: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    sign: torch.Tensor | None = None
+    seed: torch.Tensor | None = None
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def take(self, rows: torch.Tensor) -> "Target":
+        """The targets of these rows, which may repeat."""
+
+        def pick(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        return replace(
+            self,
+            index=self.index[rows],
+            minus=pick(self.minus),
+            weight=pick(self.weight),
+            sign=pick(self.sign),
+            seed=pick(self.seed),
+            held={name: tensor[rows] for name, tensor in self.held.items()},
+        )
+
+
+def select(logits: torch.Tensor, target: Target, head: Head) -> torch.Tensor:
+    """The scores (N,) that a target selects from logits (N,), (N, K) or (N, K, ...).
+
+    logit: z_c. prob: softmax(z)_c, sigmoid for a sigmoid head or a single unit. logprob: its logarithm. margin:
+    z_c - max over the other classes. With `minus`, the same of that class is subtracted.
+    Raises UsageError for a margin of a single class.
+    """
+    values = logits.reshape(len(logits), 1 if logits.dim() == 1 else logits.shape[1], -1)
+    if target.sign is not None:
+        values = values * target.sign.to(values.dtype)[:, None, None]
+    scaled = _scale(values, target.score, head)
+    index = target.index[:, None, None].expand(-1, 1, values.shape[2])
+    picked = scaled.gather(1, index)[:, 0]
+    if target.score == "margin":
+        picked = picked - scaled.scatter(1, index, float("-inf")).amax(1)
+    if target.minus is not None:
+        picked = picked - scaled.gather(1, target.minus[:, None, None].expand_as(index))[:, 0]
+    if target.weight is not None:
+        picked = picked * target.weight.to(picked.dtype)
+    return picked.sum(1)
+
+
+def _scale(values: torch.Tensor, score: Score, head: Head) -> torch.Tensor:
+    if score == "logit":
+        return values
+    single = values.shape[1] == 1
+    if score == "margin":
+        if single:
+            raise UsageError("--score margin needs at least two classes; this output has one")
+        return values
+    sigmoid = head == "sigmoid" or single
+    if score == "prob":
+        return values.sigmoid() if sigmoid else values.softmax(1)
+    return torch.nn.functional.logsigmoid(values) if sigmoid else values.log_softmax(1)
+
+
+def apply_head(logits: torch.Tensor, head: Head) -> torch.Tensor:
+    """Logits to what the file itself outputs."""
+    if head == "softmax":
+        return logits.softmax(1)
+    if head == "log_softmax":
+        return logits.log_softmax(1)
+    return logits.sigmoid() if head == "sigmoid" else logits
