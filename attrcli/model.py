@@ -66,6 +66,7 @@ class Model:
         self.input_dtype: torch.dtype | None = None
         self.output: str | None = None
         self.declared: Head | None = None
+        self.channels_last_input = False
         self.fixed: dict[str, torch.Tensor] = {}
         self._engines: dict[Any, Engine] = {}
         self._session: Any = None
@@ -79,11 +80,13 @@ class Model:
         fixed: Mapping[str, torch.Tensor] | None = None,
         dtype: torch.dtype | None = None,
         declared: Head | None = None,
+        layout: str = "NCHW",
     ) -> None:
         """Choose the explained input and the scored output; hold every other input at a value for all samples.
 
         `fixed` values are shaped like one sample. `dtype` is the explained input's, for files that do not say.
-        `declared` is what the sidecar says the output went through, for files whose graph does not tell.
+        `declared` is what the sidecar says the output went through, for files whose graph does not tell. `layout`
+        NHWC means that the file takes (N, H, W, C); here the input is (N, C, H, W) all the same.
         Raises UsageError listing names, shapes and types.
         """
         names = [spec.name for spec in self.source.inputs]
@@ -92,6 +95,7 @@ class Model:
         if input is None and len(names) > 1:
             raise UsageError(f"{self.path} has several inputs; choose one with --input: {describe(self.source.inputs)}")
         self.input, self.output, self.input_dtype, self.declared = input or names[0], output, dtype, declared
+        self.channels_last_input = layout == "NHWC"
         self.fixed = {name: value.to(self.device) for name, value in (fixed or {}).items()}
         missing = [name for name in names if name != self.input and name not in self.fixed]
         unknown = [name for name in self.fixed if name not in names or name == self.input]
@@ -161,12 +165,12 @@ class Model:
     def head(self, inputs: torch.Tensor) -> Head:
         """What the model applies after the logits: found in the graph, else as declared by the sidecar."""
         try:
-            found = self.engine(tuple(inputs.shape[1:])).head
+            found: Head = self.engine(tuple(inputs.shape[1:])).head
         except UnsupportedOp:
             if self.format != "onnx":
                 raise
             found = "none"
-        return found  # type: ignore[return-value]
+        return self.declared or "none" if found == "none" else found
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -181,14 +185,15 @@ class Model:
 
     def _build(self, shape: tuple[int, ...]) -> Engine:
         samples = {}
+        taken = (*shape[1:], shape[0]) if self.channels_last_input else shape
         for spec in self.source.inputs:
             if spec.name == self.input:
-                samples[spec.name] = Sample(shape, self.input_dtype or spec.dtype)
+                samples[spec.name] = Sample(taken, self.input_dtype or spec.dtype)
             else:
                 value = self.fixed[spec.name]
                 samples[spec.name] = Sample(tuple(value.shape), value.dtype)
         declared = next(spec for spec in self.source.inputs if spec.name == self.input).shape
-        _require_shape(declared, shape)
+        _require_shape(declared, taken)
         if declared is not None and declared[0] is not None:
             return self._frozen(samples, declared[0])
         try:
@@ -217,7 +222,7 @@ class Model:
         arguments = []
         for spec in self.source.inputs:
             if spec.name == self.input:
-                arguments.append(inputs)
+                arguments.append(inputs.movedim(1, -1) if self.channels_last_input else inputs)
             elif spec.name in held:
                 arguments.append(held[spec.name])
             else:

@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 
 from attrcli.errors import UsageError
+from attrcli.graph.passes import Head
 
 Score = Literal["logit", "prob", "logprob", "margin"]
 SCORES: tuple[Score, ...] = ("logit", "prob", "logprob", "margin")
-Head = Literal["none", "softmax", "log_softmax", "sigmoid"]
-"""What the model applies after its logits."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A graph made ready to run: logits only, batch norm folded, tensors placed and laid out; and the process set up for it.
+"""A graph made ready to run: logits only, batch norm folded, tensors placed and laid out; the process set up for it.
 
 Every gain in speed that is not a method's own stands here, once, for all methods.
 """
@@ -12,6 +12,8 @@ from torch import fx
 
 from attrcli.errors import UsageError
 from attrcli.graph import passes
+from attrcli.graph.check import attribute
+from attrcli.graph.passes import Head
 
 aten = torch.ops.aten
 
@@ -40,7 +42,7 @@ class Engine:
     graph: fx.GraphModule
     logits: fx.GraphModule
     run: fx.GraphModule
-    head: str
+    head: Head
     output: str
     output_shape: tuple[int, ...]
     batch: int | None
@@ -51,7 +53,8 @@ class Engine:
     def output_tensor(self) -> str | None:
         """The name that the file gives to the tensor of the logits, where the format has names."""
         node = next(iter(reversed(self.logits.graph.nodes))).args[0][0]
-        return node.meta.get("tensor")
+        name: str | None = node.meta.get("tensor")
+        return name
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Run on a batch, (N, ...) -> (N, K, ...); a frozen batch is cut into groups, the last one padded."""
@@ -95,7 +98,7 @@ def _prefers_channels_last(graph: fx.GraphModule) -> bool:
     """Whether most of the work is in 2-d convolutions over many channels, where oneDNN and cuDNN are faster so."""
     for node in graph.graph.nodes:
         if node.target is aten.convolution.default:
-            weight = passes.attribute(graph, str(node.args[1].target)) if node.args[1].op == "get_attr" else None
+            weight = attribute(graph, str(node.args[1].target)) if node.args[1].op == "get_attr" else None
             if weight is not None and weight.dim() == 4 and weight.shape[1] >= 16:
                 return True
     return False
@@ -107,7 +110,7 @@ def _activation_bytes(graph: fx.GraphModule) -> int:
     for node in graph.graph.nodes:
         if node.op == "call_function" and (shapes := node.meta.get("shapes")):
             total += torch.Size(shapes[1]).numel() // max(1, graph.meta["batches"][1])
-    return total * graph.meta["itemsize"]
+    return total * int(graph.meta["itemsize"])
 
 
 def free_memory() -> int:

@@ -58,12 +58,12 @@ _NAMES = {
         mul.Tensor div.Tensor div.Tensor_mode matmul.default mm.default bmm.default mv.default dot.default
         baddbmm.default einsum.default pow.Tensor_Tensor scaled_dot_product_attention.default addcmul.default
         addcdiv.default prod.default prod.dim_int remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar
-        atan2.default""",
+        atan2.default cumprod.default""",
     OpClass.POOLING: """
         max_pool1d.default max_pool2d.default max_pool3d.default max_pool2d_with_indices.default
         adaptive_max_pool1d.default adaptive_max_pool2d.default adaptive_max_pool3d.default amax.default amin.default
         max.default min.default max.dim min.dim maximum.default minimum.default max.other min.other topk.default
-        sort.default""",
+        sort.default sort.stable scatter_reduce.two""",
     OpClass.NORMALISATION: """
         softmax.int log_softmax.int layer_norm.default group_norm.default instance_norm.default rms_norm.default
         var.correction var.dim std.correction std.dim norm.ScalarOpt_dim linalg_vector_norm.default
@@ -89,7 +89,8 @@ _NAMES = {
     OpClass.DISCRETE: """
         eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor
         ge.Scalar logical_and.default logical_or.default logical_not.default logical_xor.default bitwise_and.Tensor
-        bitwise_or.Tensor bitwise_not.default bitwise_xor.Tensor argmax.default argmin.default floor.default
+        bitwise_or.Tensor bitwise_not.default bitwise_xor.Tensor bitwise_left_shift.Tensor bitwise_right_shift.Tensor
+        argmax.default argmin.default floor.default
         ceil.default round.default trunc.default sign.default isnan.default isinf.default isfinite.default any.default
         any.dim all.default all.dim floor_divide.default floor_divide.Scalar one_hot.default argsort.default
         nonzero.default""",

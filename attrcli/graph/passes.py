@@ -1,6 +1,7 @@
 """Passes: a canonical graph in, a new canonical graph out; the tensors are shared, nothing is mutated."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import fx, nn
@@ -21,7 +22,14 @@ _LOOK_THROUGH = frozenset(
         aten.flatten.using_ints,
     )
 )
-_HEADS = {aten.softmax.int: "softmax", aten.log_softmax.int: "log_softmax", aten.sigmoid.default: "sigmoid"}
+Head = Literal["none", "softmax", "log_softmax", "sigmoid"]
+"""What a model applies to its logits."""
+
+_HEADS: dict[object, Head] = {
+    aten.softmax.int: "softmax",
+    aten.log_softmax.int: "log_softmax",
+    aten.sigmoid.default: "sigmoid",
+}
 
 
 def _copied(module: fx.GraphModule, edit: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
@@ -53,7 +61,7 @@ def only_output(module: fx.GraphModule, name: str) -> fx.GraphModule:
     return _copied(module, edit)
 
 
-def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, str]:
+def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, Head]:
     """Step over a final softmax, log_softmax or sigmoid; return the graph of the logits, and what was stepped over.
 
     Looks through reshapes and casts. A head that something else reads too is left in place. 'none' when there is none.
@@ -61,7 +69,7 @@ def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, str]:
     node = _output(module).args[0][0]  # type: ignore[index]
     while node.target in _LOOK_THROUGH and len(node.users) == 1:
         node = node.args[0]
-    head = _HEADS.get(node.target, "none")
+    head: Head = _HEADS.get(node.target, "none")
     if head == "none" or len(node.users) != 1:
         return module, "none"
     name = node.name

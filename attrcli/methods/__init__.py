@@ -4,7 +4,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from attrcli.methods._describe import Description, convert, describe
+from attrcli.methods._describe import Description, convert, describe, unknown, unknown_option
+
+__all__ = ["METHODS", "Description", "description", "load", "unknown", "unknown_option"]
 
 METHODS: dict[str, tuple[str, str]] = {
     "gradient": ("attrcli.methods.gradient:Gradient", "Signed gradient of the score with respect to the input"),

@@ -41,7 +41,15 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> UsageError:
     """The error for a name that is not in a list, with the nearest one that is."""
     close = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return UsageError(f"unknown {kind} '{name}'{hint} Choose from: {', '.join(known)}")
+    return UsageError(f"unknown {kind} '{name}'{hint}; choose from: {', '.join(known)}")
+
+
+def unknown_option(description: Description, name: str) -> UsageError:
+    """The error for an option that a method does not have, with those that it has."""
+    close = difflib.get_close_matches(name, [option.name for option in description.options], 1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    listed = ", ".join(f"{option.name}={option.default}" for option in description.options) or "none"
+    return UsageError(f"{description.name} has no option '{name}'{hint}; its options: {listed}")
 
 
 def describe(registry: Mapping[str, tuple[str, str]], name: str) -> Description:
@@ -57,7 +65,7 @@ def _read(name: str, path: str, summary: str) -> Description:
     package, _, leaf = module.rpartition(".")
     spec = importlib.util.find_spec(package)
     assert spec is not None
-    source = (Path((spec.submodule_search_locations or [''])[0]) / f"{leaf}.py").read_text()
+    source = (Path((spec.submodule_search_locations or [""])[0]) / f"{leaf}.py").read_text()
     node = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == cls)
     facts: dict[str, Any] = {}
     options: list[Option] = []
@@ -99,10 +107,7 @@ def convert(kind: type, name: str, description: Description, options: Mapping[st
     values = {}
     for key, value in options.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            listed = ", ".join(f"{o.name}={o.default}" for o in known.values()) or "none"
-            raise UsageError(f"{name} has no option '{key}'{hint} Its options: {listed}")
+            raise unknown_option(description, key)
         try:
             values[key] = _convert(value, hints[key])
         except ValueError:

@@ -1,0 +1,167 @@
+"""Baselines: the input x' that stands for absence.
+
+A baseline lives in raw input space (as ``preprocess`` defines it: pixels 0..255 at the model's size, values before mean
+and std) and is then preprocessed like the input itself: black is pixel 0, not 0 after mean and std.
+
+Source: Sturmfels, Lundberg & Lee 2020, 'Visualizing the Impact of Feature Attribution Baselines' (constant, blurred,
+uniform); Kapishnikov et al. 2019 (black and white); Fong & Vedaldi 2017 (blur).
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+
+from attrcli.errors import InputError, UsageError
+
+Array = npt.NDArray[Any]
+Fill = Callable[[Array, np.random.Generator], Array]
+
+BLUR_SIGMA = 0.05  # of the shorter side: 11 pixels at 224, where Fong & Vedaldi 2017 take 10
+
+
+def black(raw: Array, generator: np.random.Generator) -> Array:
+    """Every pixel 0."""
+    return np.zeros_like(raw)
+
+
+def white(raw: Array, generator: np.random.Generator) -> Array:
+    """Every pixel 255."""
+    return np.full_like(raw, 255)
+
+
+def grey(raw: Array, generator: np.random.Generator) -> Array:
+    """Every pixel 127.5, the middle of the range."""
+    return np.full_like(raw, 127.5)
+
+
+def mean(raw: Array, generator: np.random.Generator) -> Array:
+    """The image's own mean colour, everywhere."""
+    return np.broadcast_to(raw.mean(axis=(0, 1), dtype=np.float64), raw.shape).astype(raw.dtype)
+
+
+def blur(raw: Array, generator: np.random.Generator) -> Array:
+    """The image under a Gaussian of sigma = 0.05 of the shorter side; edge pixels continue outside.
+
+    Source: Fong & Vedaldi 2017, section 3.1; Sturmfels 2020.
+    """
+    sigma = BLUR_SIGMA * min(raw.shape[:2])
+    blurred: Array = gaussian_filter(raw, sigma=(sigma, sigma, 0), mode="nearest")
+    return blurred
+
+
+def noise(raw: Array, generator: np.random.Generator) -> Array:
+    """Every pixel and channel drawn uniformly from 0..255, by sample id and seed.
+
+    Source: Sturmfels 2020 ('uniform').
+    """
+    return generator.uniform(0, 255, raw.shape).astype(raw.dtype)
+
+
+def zero(raw: Array, generator: np.random.Generator) -> Array:
+    """Every value 0."""
+    return np.zeros_like(raw)
+
+
+class Recipe(NamedTuple):
+    """A named baseline: ``shared`` if it depends on nothing but the shape of the input."""
+
+    fill: Fill
+    kinds: tuple[str, ...]
+    shared: bool
+
+
+BASELINES: dict[str, Recipe] = {
+    "black": Recipe(black, ("image",), True),
+    "white": Recipe(white, ("image",), True),
+    "grey": Recipe(grey, ("image",), True),
+    "mean": Recipe(mean, ("image",), False),
+    "blur": Recipe(blur, ("image",), False),
+    "noise": Recipe(noise, ("image",), False),
+    "zero": Recipe(zero, ("array", "table"), True),
+}
+DEFAULTS = {"image": "black", "table": "mean", "array": "zero"}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline for any sample: ``shared`` if equal for all of one shape; ``file`` is what it was read from."""
+
+    name: str
+    shared: bool
+    fill: Fill
+    file: Path | None = None
+
+    def __call__(self, raw: Array, sample_id: str, seed: int) -> Array:
+        """x' for one raw input, of its shape; what is random depends on sample id and seed alone.
+
+        Raises: InputError if the baseline was read from a file and has another shape.
+        """
+        return self.fill(raw, np.random.default_rng(seed_of(sample_id, seed)))
+
+
+def seed_of(sample_id: str, seed: int) -> int:
+    """The seed, 63 bits, of all that is drawn for one sample: it depends on its id and on `--seed` alone."""
+    digest = hashlib.sha256(f"{seed}:{sample_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def resolve(
+    spec: str | None, kind: str, *, load: Callable[[Path], Iterable[Array]], background: Path | None = None
+) -> Baseline:
+    """The baseline for ``--baseline``: a name, a file with one input of this kind, or the default of the kind (None).
+
+    ``load`` gives the raw inputs of a file or directory. ``mean`` of a table is the column means of ``background``.
+
+    Raises: UsageError for an unknown name, a file that does not hold exactly one input, and a missing background.
+    """
+    name = DEFAULTS[kind] if spec is None else spec
+    if kind == "table" and name == "mean":
+        if background is None:
+            default = "the default baseline of a table" if spec is None else "--baseline mean"
+            raise UsageError(
+                f"{default} is the column means of a background: give --background FILE, or --baseline zero"
+            )
+        return Baseline("mean", True, _constant(column_means(background, load), str(background)), background)
+    recipe = BASELINES.get(name)
+    if recipe is not None and kind in recipe.kinds:
+        return Baseline(name, recipe.shared, recipe.fill)
+    if not Path(name).exists():
+        accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | {DEFAULTS[kind]})
+        close = difflib.get_close_matches(name, accepted, n=1)
+        near = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UsageError(f"no baseline {name!r} for kind {kind}{near}; accepted: {', '.join(accepted)}, or a file")
+    found = list(islice(load(Path(name)), 2))
+    if len(found) != 1:
+        held = "several inputs" if found else "no input"
+        raise UsageError(f"the baseline {name!r} holds {held}; accepted: a file that holds one")
+    return Baseline("file", True, _constant(found[0], name), Path(name))
+
+
+def column_means(path: Path, load: Callable[[Path], Iterable[Array]]) -> Array:
+    """Mean of each column over all rows of a file, (F,), in one pass.
+
+    Raises: UsageError if there are no rows.
+    """
+    total, count = np.zeros(()), 0
+    for row in load(path):
+        total, count = total + row.astype(np.float64), count + 1
+    if count == 0:
+        raise UsageError(f"the background {str(path)!r} holds no rows")
+    return np.asarray(total / count)
+
+
+def _constant(values: Array, source: str) -> Fill:
+    def fill(raw: Array, generator: np.random.Generator) -> Array:
+        if values.shape != raw.shape:
+            raise InputError(f"the baseline {source!r} has the shape {values.shape}, the input {raw.shape}")
+        return values.astype(raw.dtype if raw.dtype.kind == "f" else values.dtype)
+
+    return fill

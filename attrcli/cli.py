@@ -1,0 +1,344 @@
+"""The command line: parse, call a verb, print. The only place for typer and rich; heavy imports stay inside commands.
+
+stdout carries results, progress and messages go to stderr.
+"""
+
+import json
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attrcli import __version__
+from attrcli.errors import AttrcliWarning, UsageError
+
+if TYPE_CHECKING:
+    from attrcli.explain import Summary
+
+app = typer.Typer(
+    help="Explain saved models: TorchScript, ONNX and .pt2 files, no source code needed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: attrcli explain model.onnx images/ --method integrated_gradients --out run.h5 --overlays overlays/",
+)
+
+
+def printable(text: str) -> str:
+    """Text from outside with control characters escaped, so that a file name cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def complain(kind: str, message: str) -> None:
+    """Write one message to stderr."""
+    print(f"attrcli: {kind}: {printable(message)}", file=sys.stderr)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"attrcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, AttrcliWarning):
+            complain("warning", str(message))
+        elif "--debug" in sys.argv:
+            complain(category.__name__, str(message))
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", AttrcliWarning)
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr with rate and time left; silent when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def _pairs(items: Sequence[str] | None, flag: str) -> dict[str, str]:
+    pairs = {}
+    for item in items or ():
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag} {item}: write it as {flag} NAME=VALUE")
+        pairs[name.strip().replace("-", "_") if flag == "-o" else name] = value
+    return pairs
+
+
+# -- explain -------------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Example: attrcli explain net.onnx photos/ -m integrated_gradients -o steps=auto --out ig.h5 --overlays ig/"
+)
+def explain(
+    model: Annotated[str | None, typer.Argument(help="TorchScript, ONNX or .pt2 file.", show_default=False)] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, directories, globs, @list.txt, or - for names on stdin.", show_default=False),
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="See `attrcli methods`.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Run file to write or resume (HDF5).")] = None,
+    overlays: Annotated[Path | None, typer.Option("--overlays", help="Folder for one picture per input.")] = None,
+    panel: Annotated[
+        bool, typer.Option("--panel", help="Pictures of input, heatmap and overlay with a caption.")
+    ] = False,
+    scale: Annotated[str, typer.Option("--scale", help="Colour scale per image or one per run.")] = "image",
+    option: Annotated[list[str] | None, typer.Option("-o", help="Method option NAME=VALUE; repeatable.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="predicted, label, index, name, A-B, C@sum, i,j,k.")
+    ] = None,
+    score: Annotated[str | None, typer.Option("--score", help="logit, prob, logprob or margin.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", "-b", help="black, white, mean, blur, ... or a file.")
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option("--background", help="Table whose column means are the baseline.")
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option("--preprocess", "-p", help="imagenet, unit or a sidecar file.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="CSV with columns id,label.")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="Input to explain, when there are several.")] = None,
+    fix: Annotated[list[str] | None, typer.Option("--fix", help="Other input: NAME=FILE or NAME=zero.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Output to explain, when there are several.")] = None,
+    at: Annotated[str | None, typer.Option("--at", help="Explain at a node of the graph instead of the input.")] = None,
+    batch_size: Annotated[str | None, typer.Option("--batch-size", help="auto, or rows per pass.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="float32 or float64.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all that is drawn, per input.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N inputs.")] = None,
+    max_errors: Annotated[str, typer.Option("--max-errors", help="Failed inputs that still exit 0: N or P%.")] = "0",
+    fail_fast: Annotated[bool | None, typer.Option("--fail-fast", help="Stop at the first input that fails.")] = None,
+    force: Annotated[bool | None, typer.Option("--force", help="Start over instead of resuming.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with these options.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved options as TOML, and stop.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Explain a saved model on inputs: write attributions to a run file, and pictures beside it."""
+    given = {
+        "model": model, "inputs": inputs, "method": method, "out": out, "target": target, "score": score,
+        "options": _pairs(option, "-o") or None, "baseline": baseline, "background": background,
+        "preprocess": preprocess, "labels": labels, "input": input, "fix": _pairs(fix, "--fix") or None,
+        "output": output, "at": at, "batch_size": batch_size, "device": device, "precision": precision,
+        "threads": threads, "seed": seed, "limit": limit, "force": force, "fail_fast": fail_fast,
+    }  # fmt: skip
+    values = _resolved(given, config)
+    allowed = _allowance(max_errors)
+    if print_config:
+        print(_to_toml(values), end="")
+        return
+    _check_early(values, scale)
+    from attrcli import explain as verb
+
+    plan = verb.Plan(verb.Config(**values))
+    if dry_run:
+        _print(asdict(plan.estimate()), as_json)
+        return
+    with _progress(quiet) as report:
+        try:
+            summary = verb.explain(plan, report)
+            drawn = _draw(plan.config.out, overlays, panel, scale, bool(force), report) if overlays else None
+        except KeyboardInterrupt:
+            part = Path(f"{plan.config.out}.part")
+            kept = f"finished rows are in {part}" if part.exists() else "no row was finished"
+            complain("error", f"interrupted; {kept}; the same command goes on from there")
+            raise typer.Exit(130) from None
+    _report(summary, drawn, overlays, as_json)
+    if len(summary.errors) > allowed(summary.rows):
+        raise typer.Exit(3)
+
+
+def _resolved(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
+    """Flag over config file over default. Raises UsageError for unknown keys and for what is missing."""
+    names = _config_fields()
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{config}: {error}") from error
+        for key, value in values.items():
+            if key not in names:
+                raise UsageError(f"{config}: unknown key '{key}'; accepted: {', '.join(names)}")
+            if not isinstance(value, names[key]) or (isinstance(value, bool) and bool not in names[key]):
+                raise UsageError(f"{config}: {key} = {value!r} must be {' or '.join(t.__name__ for t in names[key])}")
+    for key, value in given.items():
+        if isinstance(value, dict) and key in values:
+            values[key] = {**values[key], **value}
+        elif value is not None:
+            values[key] = value
+    for key, how in (("model", "MODEL"), ("inputs", "INPUTS"), ("method", "--method"), ("out", "--out")):
+        if not values.get(key):
+            raise UsageError(f"missing {how}; see attrcli explain --help")
+    size = values.get("batch_size", "auto")
+    if size == "auto":
+        values.pop("batch_size", None)
+    elif not str(size).isdecimal() or int(size) < 1:
+        raise UsageError(f"--batch-size {size}: auto, or a whole number of at least 1")
+    else:
+        values["batch_size"] = int(size)
+    values["inputs"] = tuple(values["inputs"])
+    return values
+
+
+def _config_fields() -> dict[str, tuple[type, ...]]:
+    """The keys of a config file and the types that TOML gives them."""
+    text = ("model", "method", "out", "target", "score", "baseline", "background", "preprocess", "labels", "input")
+    text += ("output", "at", "device", "precision")
+    return {
+        **dict.fromkeys(text, (str,)),
+        **dict.fromkeys(("threads", "seed", "limit"), (int,)),
+        **dict.fromkeys(("force", "fail_fast"), (bool,)),
+        "inputs": (list,),
+        "options": (dict,),
+        "fix": (dict,),
+        "batch_size": (int, str),
+    }
+
+
+def _to_toml(values: Mapping[str, Any]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()})
+
+
+def _check_early(values: Mapping[str, Any], scale: str) -> None:
+    """What can be wrong without a model: known before torch is imported, which takes seconds."""
+    from attrcli import methods
+
+    described = methods.description(values["method"])
+    known = [option.name for option in described.options]
+    for name in values.get("options", {}):
+        if name not in known:
+            raise methods.unknown_option(described, name)
+    if scale not in ("image", "run"):
+        raise UsageError(f"--scale {scale}: image or run")
+
+
+def _allowance(text: str) -> Callable[[int], float]:
+    """How many failed inputs are tolerated among n: '3' or '5%'."""
+    number = text.removesuffix("%")
+    if not number.replace(".", "", 1).isdecimal() or (number == text and "." in text):
+        raise UsageError(f"--max-errors {text}: a whole number, or a percentage such as 5%")
+    return (lambda rows: rows * float(number) / 100) if text.endswith("%") else (lambda rows: float(number))
+
+
+def _draw(out: str, folder: Path, panel: bool, scale: str, force: bool, report: Callable[[str, int, int], None]) -> int:
+    from attrcli import overlays, render
+
+    style = render.Style(panel=panel, scale=scale)  # type: ignore[arg-type]
+    return overlays.draw(Path(out), folder, style, force=force, progress=report)[0]
+
+
+def _report(summary: "Summary", drawn: int | None, folder: Path | None, as_json: bool) -> None:
+    for name, message in summary.errors[:20]:
+        complain("failed", message if name in message else f"{name}: {message}")
+    if len(summary.errors) > 20:
+        complain("failed", f"... and {len(summary.errors) - 20} more; see /message in {summary.out}")
+    facts: dict[str, Any] = {
+        "run_file": str(summary.out),
+        "rows": summary.rows,
+        "ok": summary.ok,
+        "errors": len(summary.errors),
+        "computed": summary.computed,
+        "kept": summary.resumed,
+    }
+    if summary.added or summary.removed:
+        facts.update(inputs_added=summary.added, inputs_removed=summary.removed)
+    if summary.accuracy:
+        facts["accuracy"] = f"{summary.accuracy[0]}/{summary.accuracy[1]}"
+    if summary.gaps:
+        ordered = sorted(summary.gaps)
+        facts["gap_median"] = float(f"{ordered[len(ordered) // 2]:.2g}")
+        facts["gap_max"] = float(f"{ordered[-1]:.2g}")
+    if drawn is not None:
+        facts["overlays"] = f"{drawn} in {folder}"
+    _print(facts, as_json)
+
+
+def _print(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Results on stdout: 'name: value' lines, or JSON."""
+    if as_json:
+        print(json.dumps(facts, default=str))
+        return
+    width = max(len(key) for key in facts) + 1
+    for key, value in facts.items():
+        shown = "x".join(map(str, value)) if isinstance(value, tuple) else value
+        print(printable(f"{key + ':':<{width}} {shown}"))
+
+
+# -- what is there -------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: attrcli methods integrated_gradients")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, in full.", show_default=False)] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the methods; or one with its paper, cost, needs, axioms and options."""
+    from attrcli import methods as registry
+
+    if name is None:
+        if as_json:
+            print(json.dumps([asdict(registry.description(key)) for key in registry.METHODS]))
+            return
+        for key, (_, summary) in registry.METHODS.items():
+            print(f"{key:<22} {summary}")
+        return
+    described = registry.description(name)
+    if as_json:
+        print(json.dumps(asdict(described)))
+        return
+    print(f"{described.name}: {described.summary}\n\n{described.text}\n")
+    for key in ("paper", "cost"):
+        print(f"{key + ':':<8} {getattr(described, key)}")
+    print(f"needs:   {', '.join(described.needs) or 'nothing'}")
+    print(f"axioms:  {', '.join(described.axioms) or 'none'}")
+    for option in described.options:
+        print(f"\n-o {option.name}={option.default}   ({option.type})\n   {option.help}")

@@ -1,0 +1,91 @@
+"""Reading a run file."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from ..errors import UsageError
+from .layout import SCHEMA, Array, Layout, Status, blocks, decode
+
+
+class RunFile:
+    """A run file, finished or `.part`, open for reading; datasets are read on use. Close it, or use `with`.
+
+    Raises: UsageError for a file that is missing, damaged or not a run file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UsageError(f"{self.path}: no such file; a run file is what `attrcli explain --out` writes")
+        try:
+            self._file = h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            kind = "is damaged or cut short" if h5py.is_hdf5(self.path) else "cannot be read as HDF5"
+            raise UsageError(f"{self.path}: {kind} ({error})") from error
+        try:
+            self._read_small()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | KeyError | ValueError | RuntimeError):
+                raise UsageError(f"{self.path}: the run file is damaged ({error})") from error
+            raise
+
+    def _read_small(self) -> None:
+        schema = self._file.attrs.get("schema")
+        if schema != SCHEMA:
+            raise UsageError(f"{self.path}: not a run file: its attribute 'schema' is {schema!r}, not {SCHEMA!r}")
+        self.attributes: dict[str, Any] = {key: decode(value) for key, value in self._file.attrs.items()}
+        self.complete = bool(self.attributes["complete"])
+        self.status: Array = self._file["status"][...]
+        self.ids = [raw.decode("utf-8", "surrogateescape") for raw in self._file["sample_id"][...]]
+        data, outputs = self._file["attribution"], json.loads(self._file["prediction"].attrs["shape"])
+        dims = tuple(dim.label for dim in data.dims)[1:]
+        self.layout = Layout(data.shape[1:], tuple(outputs), dims, data.dtype.str[1:])
+        for name, (shape, dtype) in self.columns.items():
+            if self._file[name].shape != shape or self._file[name].dtype != dtype:
+                raise ValueError(f"/{name} is {self._file[name].dtype} {self._file[name].shape}, not {dtype} {shape}")
+
+    @property
+    def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of every dataset by its name."""
+        return dict(self.layout.columns(len(self), self._file["sample_id"].dtype.itemsize))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getitem__(self, name: str) -> h5py.Dataset:
+        """The dataset as stored. In a `.part`, rows still to do hold anything; `read` hides that."""
+        return self._file[name]
+
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
+        """Rows of one dataset in memory; text as `str`, and NaN for every real number of a row that is not ok."""
+        values: Array = self._file[name][rows]
+        if values.dtype.kind == "S":
+            return np.array([raw.decode("utf-8", "surrogateescape") for raw in values], dtype=np.str_)
+        if values.dtype.kind == "f":
+            values[self.status[rows] != Status.OK] = np.nan
+        return values
+
+    @property
+    def messages(self) -> list[str]:
+        """What was noted about each row, mostly why it is not ok; else ''."""
+        return [str(text) for text in self.read("message")]
+
+    def blocks(self) -> list[slice]:
+        """All rows in order, cut so that a block of `attribution` takes about 16 MB."""
+        return blocks(*self.columns["attribution"])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,126 @@
+"""Baselines: values in raw space, seeds by sample id, files and backgrounds, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attrcli.baselines import BASELINES, DEFAULTS, column_means, resolve
+from attrcli.errors import InputError, UsageError
+
+RAW = np.random.default_rng(0).uniform(0, 255, (20, 30, 3)).astype(np.float32)
+ROWS = np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 30.0]])
+
+
+def nothing(path):
+    raise AssertionError("no file should be read")
+
+
+def image_baseline(name, raw=RAW, sample_id="a", seed=0):
+    return resolve(name, "image", load=nothing)(raw, sample_id, seed)
+
+
+@pytest.mark.parametrize(("name", "value"), [("black", 0), ("white", 255), ("grey", 127.5)])
+def test_constants(name, value):
+    np.testing.assert_array_equal(image_baseline(name), np.full((20, 30, 3), value, np.float32))
+
+
+def test_mean_is_the_colour_of_this_image():
+    raw = np.zeros((2, 2, 3), np.float32)
+    raw[0, 0] = [4, 8, 12]
+    np.testing.assert_array_equal(image_baseline("mean", raw), np.broadcast_to([1, 2, 3], (2, 2, 3)))
+
+
+def test_blur_is_the_stated_gaussian():
+    raw = np.zeros((41, 41, 1), np.float32)
+    raw[20, 20] = 1000
+    distance = np.arange(-8, 9)
+    weights = np.exp(-(distance**2) / (2 * (0.05 * 41) ** 2))
+    expected = 1000 * np.outer(weights, weights) / weights.sum() ** 2
+    np.testing.assert_allclose(image_baseline("blur", raw)[12:29, 12:29, 0], expected, atol=1e-3)
+
+
+def test_blur_stays_in_range_and_does_not_mix_channels():
+    raw = RAW.copy()
+    raw[:, :, 1] = 7
+    blurred = image_baseline("blur", raw)
+    np.testing.assert_allclose(blurred[:, :, 1], 7, rtol=1e-5)
+    assert raw.min() <= blurred.min() <= blurred.max() <= raw.max()
+    assert blurred[:, :, 0].std() < raw[:, :, 0].std() / 2
+
+
+def test_noise_depends_on_id_and_seed_alone():
+    first = image_baseline("noise", RAW, "a", 0)
+    np.testing.assert_array_equal(first, image_baseline("noise", RAW * 0, "a", 0))
+    assert not np.array_equal(first, image_baseline("noise", RAW, "b", 0))
+    assert not np.array_equal(first, image_baseline("noise", RAW, "a", 1))
+    assert first.min() >= 0
+    assert first.max() <= 255
+    assert abs(first.mean() - 127.5) < 10
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_shape_dtype_and_input_are_kept(name):
+    kind = BASELINES[name].kinds[0]
+    before = RAW.copy()
+    filled = resolve(name, kind, load=nothing)(RAW, "a", 0)
+    assert (filled.shape, filled.dtype) == (RAW.shape, RAW.dtype)
+    np.testing.assert_array_equal(RAW, before)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_shared_means_that_the_input_does_not_matter(name):
+    baseline = resolve(name, BASELINES[name].kinds[0], load=nothing)
+    same = np.array_equal(baseline(RAW, "a", 0), baseline(RAW[::-1] / 2, "b", 0))
+    assert same == baseline.shared
+
+
+def test_defaults():
+    assert resolve(None, "image", load=nothing).name == "black"
+    np.testing.assert_array_equal(resolve(None, "array", load=nothing)(ROWS, "a", 0), np.zeros((3, 2)))
+    table = resolve(None, "table", load=lambda path: iter(ROWS), background=Path("b.csv"))
+    assert (table.name, table.shared, table.file) == ("mean", True, Path("b.csv"))
+    np.testing.assert_array_equal(table(ROWS[0], "a", 0), [3, 20])
+    assert set(DEFAULTS) == {"image", "array", "table"}
+
+
+def test_table_without_background_is_refused_with_the_way_out():
+    with pytest.raises(UsageError, match=r"default baseline of a table.*--background FILE, or --baseline zero"):
+        resolve(None, "table", load=nothing)
+    with pytest.raises(UsageError, match="--background"):
+        resolve("mean", "table", load=nothing)
+
+
+def test_column_means_of_whole_numbers_are_not_cut():
+    whole = resolve("mean", "table", load=lambda path: [np.array([1]), np.array([2])], background=Path("b"))
+    np.testing.assert_array_equal(whole(np.array([5]), "a", 0), [1.5])
+
+
+def test_empty_background():
+    with pytest.raises(UsageError, match=r"'b\.csv' holds no rows"):
+        column_means(Path("b.csv"), lambda path: [])
+
+
+def test_file_is_used_for_every_sample(tmp_path):
+    path = tmp_path / "x.png"
+    path.touch()
+    baseline = resolve(str(path), "image", load=lambda given: [RAW] if given == path else [])
+    assert (baseline.name, baseline.shared, baseline.file) == ("file", True, path)
+    np.testing.assert_array_equal(baseline(RAW * 0, "b", 3), RAW)
+    with pytest.raises(InputError, match=r"x\.png' has the shape \(20, 30, 3\), the input \(5, 5, 3\)"):
+        baseline(RAW[:5, :5], "a", 0)
+
+
+@pytest.mark.parametrize(("held", "message"), [([], "holds no input"), ([RAW, RAW], "holds several inputs")])
+def test_file_must_hold_one_input(tmp_path, held, message):
+    with pytest.raises(UsageError, match=message):
+        resolve(str(tmp_path), "image", load=lambda path: held)
+
+
+def test_unknown_name_gets_a_suggestion_and_the_list():
+    with pytest.raises(
+        UsageError, match=r"'blakc' for kind image \(did you mean 'black'\?\); accepted: black, blur, grey"
+    ):
+        resolve("blakc", "image", load=nothing)
+    with pytest.raises(UsageError, match=r"'blur' for kind table.*accepted: mean, zero, or a file"):
+        resolve("blur", "table", load=nothing)
