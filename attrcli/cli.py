@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: attrcli explain model.onnx images/ --method integrated_gradients --out run.h5 --overlays overlays/",
+    epilog="Example: attrcli explain model.onnx images/ -m integrated_gradients --out run.h5 --overlays overlays/",
 )
 
 
@@ -308,8 +308,24 @@ def _print(facts: Mapping[str, Any], as_json: bool) -> None:
         return
     width = max(len(key) for key in facts) + 1
     for key, value in facts.items():
-        shown = "x".join(map(str, value)) if isinstance(value, tuple) else value
-        print(printable(f"{key + ':':<{width}} {shown}"))
+        if isinstance(value, dict) and key in ("methods", "operations"):
+            print(f"{key}:")
+            for name, item in value.items():
+                print(printable(f"  {name:<24} {item}"))
+        elif isinstance(value, list):
+            print(f"{key}:")
+            for item in value:
+                print(printable(f"  {item}"))
+        else:
+            print(printable(f"{key + ':':<{width}} {_shown(value)}"))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_shown(item)}" for key, item in value.items())
+    return "none" if value is None else str(value)
 
 
 # -- what is there -------------------------------------------------------------------------------------------------
@@ -342,3 +358,93 @@ def methods(
     print(f"axioms:  {', '.join(described.axioms) or 'none'}")
     for option in described.options:
         print(f"\n-o {option.name}={option.default}   ({option.type})\n   {option.help}")
+
+
+@app.command(epilog="Example: attrcli inspect model.onnx")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model file or a run file.")],
+    shape: Annotated[str | None, typer.Option("--shape", help="Shape of one sample, C,H,W, where unknown.")] = None,
+    write_sidecar: Annotated[
+        bool, typer.Option("--write-sidecar", help="Write <stem>.toml beside the model, to be checked by hand.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in a model file (inputs, operations, which methods work) or in a run file (counts, gaps)."""
+    from attrcli import inspect as verb
+
+    sizes = _sizes(shape)
+    if write_sidecar:
+        print(printable(str(verb.write_sidecar(path, sizes, force=force))))
+        return
+    run = verb.is_run_file(path)
+    facts = verb.run_file(path) if run else verb.model_file(path, sizes)
+    if not as_json:
+        facts.pop("nodes", None)
+    _print(facts, as_json)
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--shape {text}: whole numbers, as in 3,224,224")
+    return tuple(int(part) for part in parts)
+
+
+# -- pictures and files for other tools ----------------------------------------------------------------------------
+
+Root = Annotated[Path | None, typer.Option("--root", help="Folder of the inputs, where they moved since.")]
+
+
+@app.command(epilog="Example: attrcli render ig.h5 occlusion.h5 --out grid.png")
+def render(
+    runs: Annotated[list[Path], typer.Argument(help="Run files; several make one picture side by side.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder (one picture per row) or a .png (one grid).")],
+    panel: Annotated[bool, typer.Option("--panel", help="Input, heatmap and overlay with a caption.")] = False,
+    scale: Annotated[str, typer.Option("--scale", help="image or run.")] = "image",
+    colormap: Annotated[str, typer.Option("--colormap", help="A diverging colour map of matplotlib.")] = "bwr",
+    alpha: Annotated[float, typer.Option("--alpha", help="Opacity of the strongest attribution.")] = 0.85,
+    percentile: Annotated[float, typer.Option("--percentile", help="Of |attribution|; the end of the scale.")] = 99.0,
+    limit: Annotated[int | None, typer.Option("--limit", help="Rows of a grid (default 12).")] = None,
+    root: Root = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw run files: one picture per row, or a grid with inputs as rows and run files as columns."""
+    from attrcli import overlays
+    from attrcli.render import Style
+
+    style = Style(panel=panel, scale=scale, colormap=colormap, alpha=alpha, percentile=percentile)  # type: ignore[arg-type]
+    if out.suffix.lower() == ".png":
+        count = overlays.grid(runs, out, style, root=root, limit=limit, force=force)
+        _print({"grid": str(out), "rows": count, "columns": len(runs)}, False)
+        return
+    if len(runs) > 1:
+        raise UsageError("several run files make one picture: give --out FILE.png, or render them one by one")
+    with _progress(quiet) as report:
+        drawn, failed = overlays.draw(runs[0], out, style, root=root, force=force, progress=report)
+    _print({"overlays": f"{drawn} in {out}"}, False)
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: attrcli export ig.h5 project/ --to virelay")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run file.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write into.")],
+    to: Annotated[str, typer.Option("--to", help="npz or virelay.")],
+    root: Root = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run file in the format of another tool."""
+    from attrcli import overlays
+    from attrcli.export import export as verb
+
+    images, labels = overlays.model_images(run, root) if to == "virelay" else (None, None)
+    for path in verb(run, to, folder, images=images, labels=labels, force=force):
+        print(printable(str(path)))

@@ -20,6 +20,7 @@ from attrcli import __version__, baselines, data, methods, preprocess, targets
 from attrcli import model as models
 from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError
 from attrcli.graph.engine import free_memory
+from attrcli.inspect import gaps
 from attrcli.methods._method import Attribution, Method
 from attrcli.preprocess import Preprocess
 from attrcli.score import SCORES, Target, apply_head, select
@@ -170,8 +171,8 @@ class Plan:
         )
         if "gradient" in self.method.needs and not dtype.is_floating_point:
             raise UsageError(
-                f"{self.config.method} needs a gradient, and the input is {self.preprocess.dtype}: explain at a node of "
-                "the graph, the output of the embedding, with --at NODE, or use a perturbation method (occlusion)"
+                f"{self.config.method} needs a gradient, and the input is {self.preprocess.dtype}: explain at a node "
+                "of the graph, the output of the embedding, with --at NODE, or use a perturbation method (occlusion)"
             )
 
     def _fixed(self, name: str, value: str) -> torch.Tensor:
@@ -397,11 +398,7 @@ def _summarise(plan: Plan, summary: Summary) -> None:
             summary.accuracy = (int((chosen == run["label"][...][labelled]).sum()), int(labelled.sum()))
             _warn_near_chance(summary.accuracy, max(2, prediction.shape[1]))
         if "complete" in plan.method.axioms:
-            for rows in run.blocks():
-                values = run.read("attribution", rows)
-                total = np.abs(values).reshape(len(values), -1).sum(1, dtype=np.float64)
-                gap = np.abs(run.read("completeness_delta", rows).astype(np.float64))
-                summary.gaps += (gap / np.where(total > 0, total, 1))[good[rows]].tolist()
+            summary.gaps = gaps(run)[good].tolist()
 
 
 def _warn_near_chance(accuracy: tuple[int, int], classes: int) -> None:

@@ -232,3 +232,19 @@ def _cells(
 def _row_label(run: RunFile, name: str) -> list[str]:
     row = _load(run, run.ids.index(name))
     return [name, row.facts["target"]]
+
+
+def model_images(
+    run_path: Path, root: Path | None = None
+) -> tuple[Callable[[Sequence[str]], Array], Sequence[str] | None]:
+    """A function from ids to the pixels that the model saw, uint8 (n, H, W, C), RGB; and the labels, if known."""
+    with RunFile(run_path) as run:
+        source = Source.of(run, root)
+    p = source.preprocess
+
+    def images(ids: Sequence[str]) -> Array:
+        raws = [p.fit(source.read(name).values) for name in ids]
+        pixels = np.rint(np.stack(raws)).astype(np.uint8)
+        return pixels[..., ::-1] if p.channels == "BGR" else pixels
+
+    return images, p.labels

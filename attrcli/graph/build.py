@@ -10,6 +10,7 @@ the tensor it belongs to.
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, NoReturn
 
 import torch
@@ -111,7 +112,7 @@ class Builder:
     def placeholder(self, name: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> Value:
         """Add an input; `shapes` are its shapes at the two probes."""
         dtype = self.dtype if dtype.is_floating_point else dtype
-        node = self.graph.placeholder(_identifier(name))
+        node = self.graph.placeholder(self._argument(name))
         self.inputs.append(name)
         first, second = (torch.empty(tuple(shape), dtype=dtype, device="meta") for shape in shapes)
         node.meta["origin"] = name
@@ -271,6 +272,14 @@ class Builder:
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta["origin"] = self.where
         return node
+
+    def _argument(self, name: str) -> str:
+        """A name for an input that the code of an fx graph can take as its argument."""
+        argument = _identifier(name)
+        taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
+        while argument in taken or not argument.isidentifier() or iskeyword(argument):
+            argument = f"_{argument}"
+        return argument
 
     def _free_path(self, name: str) -> str:
         path = ".".join(_identifier(part) for part in name.split(".") if part) or "constant"

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from attrcli.formats.onnx_ops.base import Known, Node, Result, Table, aten, axis_of, reads
 from attrcli.graph.build import Builder, Value
 
@@ -78,10 +80,15 @@ def _extreme(op: Any) -> Callable[..., Result]:
         sizes = [1 if i in axes else size for i, size in enumerate(sizes) if keep or i not in axes]
         bound = -math.inf if op is aten.amax.default else math.inf
         if not x.dtype.is_floating_point:
-            bound = bound > 0 if x.dtype is torch.bool else getattr(torch.iinfo(x.dtype), "min" if bound < 0 else "max")
+            least, largest = (False, True) if x.dtype is torch.bool else _range(x.dtype)
+            bound = least if bound < 0 else largest
         return b.call(aten.full.default, sizes, bound, dtype=x.dtype)
 
     return run
+
+
+def _range(dtype: torch.dtype) -> tuple[int, int]:
+    return torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
 
 def argument(op: Any) -> Callable[..., Result]:

@@ -53,8 +53,9 @@ def _resized(
         weights = interpolation(n, have[i], count, scale, ends)
         if weights.shape[0] != weights.shape[1] or not np.array_equal(weights, np.eye(count)):
             changed.append((axis, weights))
-        if not weights.any(1).all():
-            outside.append((axis, ~weights.any(1)))
+        empty = np.all(weights == 0, axis=1, keepdims=True)
+        if empty.any():
+            outside.append((axis, empty[:, 0]))
     native = _native(b, n, x, changed)
     if native is not None:
         return native
