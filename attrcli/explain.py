@@ -122,8 +122,9 @@ class Plan:
         self.wanted = targets.parse(config.target, self.preprocess.labels)
         self.baseline = self._baseline()
         self.shape = self._sample_shape()
+        self.attribution_shape = self._attribution_shape()
         self.batch_size = config.batch_size or self._recorded_batch_size() or self._automatic_batch_size()
-        self.model.rows = self.batch_size
+        self.model.rows = self.explained.rows = self.batch_size
         self.output_shape = self._output_shape()
 
     # -- what is explained ---------------------------------------------------------------------------------------
@@ -161,6 +162,7 @@ class Plan:
     def _bind(self) -> None:
         declared = self.preprocess.activation
         dtype = getattr(torch, self.preprocess.dtype)
+        self.input_dtype = self.model.dtype if dtype.is_floating_point else dtype
         self.model.bind(
             input=self.config.input,
             output=self.config.output,
@@ -169,7 +171,7 @@ class Plan:
             declared=None if declared == "none" else declared,  # type: ignore[arg-type]
             layout=self.preprocess.layout if self.preprocess.kind == "image" else "NCHW",
         )
-        if "gradient" in self.method.needs and not dtype.is_floating_point:
+        if self.config.at is None and "gradient" in self.method.needs and not dtype.is_floating_point:
             raise UsageError(
                 f"{self.config.method} needs a gradient, and the input is {self.preprocess.dtype}: explain at a node "
                 "of the graph, the output of the embedding, with --at NODE, or use a perturbation method (occlusion)"
@@ -231,6 +233,15 @@ class Plan:
             first = first or sample.message
         raise InputError(f"none of the first {min(100, len(self.records))} inputs can be read: {first}")
 
+    def _attribution_shape(self) -> tuple[int, ...]:
+        """Shape of one row of attributions: the input's, or that of the node of `--at`."""
+        self.explained = self.model
+        if self.config.at is None:
+            return self.shape
+        self.explained = self.model.at(self.config.at, self.shape)
+        zero = torch.zeros(1, *self.shape, device=self.model.device, dtype=self.input_dtype)
+        return tuple(self.model.activation(self.config.at, zero).shape[1:])
+
     def _recorded_batch_size(self) -> int | None:
         """The batch size of an earlier, unfinished or finished file: another would move results within rounding."""
         recorded = None if self.config.force else RunWriter.peek(self.config.out)
@@ -265,8 +276,8 @@ class Plan:
 
     def estimate(self) -> Estimate:
         """What running the plan would do."""
-        forward, backward = self.method.passes(self.shape)
-        row = int(np.prod(self.shape)) + int(np.prod(self.output_shape)) + 128
+        forward, backward = self.method.passes(self.attribution_shape)
+        row = int(np.prod(self.attribution_shape)) + int(np.prod(self.output_shape)) + 128
         n = len(self.records)
         return Estimate(
             rows=n,
@@ -296,8 +307,7 @@ class Plan:
 
     def tensor(self, arrays: Sequence[Array]) -> torch.Tensor:
         """Model inputs to a batch on the device."""
-        stacked = torch.from_numpy(np.stack(arrays))
-        return stacked.to(self.model.device, self.model.dtype if stacked.is_floating_point() else None)
+        return torch.from_numpy(np.stack(arrays)).to(self.model.device, self.input_dtype)
 
     # -- what the run file says ----------------------------------------------------------------------------------
 
@@ -340,10 +350,10 @@ class Plan:
     def layout(self) -> Layout:
         """Shapes of one row of the run file."""
         dims = {1: ("feature",), 2: ("channel", "position"), 3: ("channel", "y", "x")}.get(
-            len(self.shape), tuple(f"axis_{i}" for i in range(len(self.shape)))
+            len(self.attribution_shape), tuple(f"axis_{i}" for i in range(len(self.attribution_shape)))
         )
         outputs = self.output_shape or (1,)
-        return Layout(self.shape, outputs, dims, "f8" if self.config.precision == "float64" else "f4")
+        return Layout(self.attribution_shape, outputs, dims, "f8" if self.config.precision == "float64" else "f4")
 
 
 def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) -> Summary:
@@ -502,7 +512,11 @@ def _explain_rows(plan: Plan, rows: slice, samples: list[Sample], chosen: list[i
     if plan.baseline is not None:
         raws = [plan.baseline(samples[i].raw, name, plan.config.seed) for i, name in zip(chosen, ids, strict=True)]
         baseline = plan.tensor([plan._encode(raw) for raw in raws])
-    result = plan.method.attribute(model, inputs, target, baseline)
+    if plan.config.at is not None:
+        target = replace(target, held=model.arguments(inputs))
+        inputs = model.activation(plan.config.at, inputs)
+        baseline = None if baseline is None else model.activation(plan.config.at, baseline)
+    result = plan.method.attribute(plan.explained, inputs, target, baseline)
     if not bool(torch.isfinite(result.values.sum())):
         raise InputError(f"{plan.config.method} made a value that is not finite")
     columns = {
@@ -522,9 +536,9 @@ def _completeness(
     """baseline_score, completeness_delta = sum of the attribution - (score - baseline_score), and the remainder."""
     reference = result.baseline_score
     if reference is None and baseline is not None:
-        shared = plan.baseline is not None and plan.baseline.shared
-        logits = plan.model.logits(baseline[:1] if shared else baseline, target.held)
-        reference = select(logits.expand(len(score), *logits.shape[1:]), target, plan.model.head(baseline)).double()
+        shared = plan.baseline is not None and plan.baseline.shared and not target.held
+        logits = plan.explained.logits(baseline[:1] if shared else baseline, target.held)
+        reference = select(logits.expand(len(score), *logits.shape[1:]), target, plan.explained.head(baseline)).double()
     found: dict[str, torch.Tensor] = {}
     if reference is not None:
         found["baseline_score"] = reference

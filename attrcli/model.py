@@ -17,6 +17,7 @@ import torch
 
 from attrcli import formats
 from attrcli.errors import AttrcliWarning, ModelError, NonFiniteError, UnsupportedOp, UsageError
+from attrcli.formats.cut import Cut
 from attrcli.formats.spec import Sample, Source, TensorSpec
 from attrcli.graph import engine, passes
 from attrcli.graph.build import FREE
@@ -172,6 +173,34 @@ class Model:
             found = "none"
         return self.declared or "none" if found == "none" else found
 
+    # -- at a node -----------------------------------------------------------------------------------------------
+
+    def at(self, node: str, shape: tuple[int, ...]) -> "Model":
+        """The same model from a node on, for inputs of this shape: its input is what `activation` returns.
+
+        Give a target whose `held` is `arguments` of the inputs. Raises UsageError for a name that is no node.
+        """
+        cut = Model(self.path, Cut(self.source, node, self._samples(shape), self.dtype), self.device, self.dtype)
+        cut.input, cut.input_dtype, cut.output, cut.declared = node, self.dtype, self.output, self.declared
+        cut.rows, cut.on_pass = self.rows, self.on_pass
+        return cut
+
+    def activation(self, node: str, inputs: torch.Tensor) -> torch.Tensor:
+        """The value of a node, (N, ...) -> (N, ...). Raises UsageError for a name that is no node."""
+        key = (node, *inputs.shape[1:])
+        if key not in self._engines:
+            whole = self.engine(tuple(inputs.shape[1:]))
+            graph = passes.until(whole.graph, node)
+            self._engines[key] = engine.make(graph, node, self.device, whole.batch, stripped=False)
+        ready = self._engines[key]
+        with torch.no_grad():
+            return torch.cat([ready(*self._arguments(inputs[rows], {})) for rows in self.passes(len(inputs))])
+
+    def arguments(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All inputs of the file by name, row by row, as the file takes them."""
+        names = [spec.name for spec in self.source.inputs]
+        return dict(zip(names, self._arguments(inputs, {}), strict=True))
+
     # -- engines -------------------------------------------------------------------------------------------------
 
     def engine(self, shape: tuple[int, ...]) -> Engine:
@@ -183,22 +212,29 @@ class Model:
                 raise type(error)(f"{self.path}: {error}") from error
         return self._engines[shape]
 
-    def _build(self, shape: tuple[int, ...]) -> Engine:
+    def _samples(self, shape: tuple[int, ...]) -> dict[str, Sample]:
         samples = {}
         taken = (*shape[1:], shape[0]) if self.channels_last_input else shape
         for spec in self.source.inputs:
             if spec.name == self.input:
                 samples[spec.name] = Sample(taken, self.input_dtype or spec.dtype)
-            else:
+            elif spec.name in self.fixed:
                 value = self.fixed[spec.name]
                 samples[spec.name] = Sample(tuple(value.shape), value.dtype)
+        return samples
+
+    def _build(self, shape: tuple[int, ...]) -> Engine:
+        samples = self._samples(shape)
         declared = next(spec for spec in self.source.inputs if spec.name == self.input).shape
-        _require_shape(declared, taken)
+        if self.input in samples:
+            _require_shape(declared, samples[self.input].shape)
         if declared is not None and declared[0] is not None:
             return self._frozen(samples, declared[0])
         try:
             graph = self.source.build(samples, self.dtype, FREE)
-            if all(tuple(s[0] for s in shapes) == FREE for shapes in graph.meta["output_shapes"].values() if shapes[0]):
+            shapes = graph.meta["output_shapes"]
+            chosen = [shapes[self.output]] if self.output in shapes else shapes.values()
+            if all(tuple(shape[:1] for shape in pair) == tuple((batch,) for batch in FREE) for pair in chosen):
                 graph.meta["batches"] = FREE
                 return engine.make(graph, self.output, self.device, None)
             first: Exception = ModelError("the output does not keep the batch in its first dimension")

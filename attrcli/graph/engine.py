@@ -74,8 +74,13 @@ class Engine:
         return torch.cat(results)
 
 
-def make(graph: fx.GraphModule, output: str | None, device: torch.device, batch: int | None) -> Engine:
-    """Make a graph ready. Raises UsageError listing the outputs when there are several and none is chosen."""
+def make(
+    graph: fx.GraphModule, output: str | None, device: torch.device, batch: int | None, *, stripped: bool = True
+) -> Engine:
+    """Make a graph ready, `stripped` of its final activation.
+
+    Raises UsageError listing the outputs when there are several and none is chosen.
+    """
     names = graph.meta["outputs"]
     if output is None and len(names) > 1:
         shapes = graph.meta["output_shapes"]
@@ -85,7 +90,7 @@ def make(graph: fx.GraphModule, output: str | None, device: torch.device, batch:
         raise UsageError(f"no output '{output}'; outputs: {', '.join(names)}")
     output = output or names[0]
     graph = passes.only_output(graph, output)
-    logits, head = passes.strip_head(graph)
+    logits, head = passes.strip_head(graph) if stripped else (graph, "none")
     channels_last = _prefers_channels_last(logits)
     run = passes.place(passes.fold_batch_norm(logits), device, channels_last=channels_last)
     shape = graph.meta["output_shapes"][output][0]

@@ -1,5 +1,6 @@
 """Passes: a canonical graph in, a new canonical graph out; the tensors are shared, nothing is mutated."""
 
+import difflib
 from collections.abc import Callable
 from typing import Literal
 
@@ -170,12 +171,9 @@ def cut(module: fx.GraphModule, name: str) -> fx.GraphModule:
 
     The new input comes first and bears the node's name. Raises UsageError for a name that is no such node.
     """
-    names = [node.name for node in module.graph.nodes if node.op == "call_function"]
-    if name not in names:
-        raise UsageError(f"no node '{name}' in the graph; its nodes: {', '.join(names[:40])}, ...")
 
     def edit(copy: fx.GraphModule) -> None:
-        node = next(item for item in copy.graph.nodes if item.name == name)
+        node = _named(copy, name)
         first = next(iter(copy.graph.nodes))
         with copy.graph.inserting_before(first):
             new = copy.graph.placeholder(f"{name}_value")
@@ -186,16 +184,24 @@ def cut(module: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def until(module: fx.GraphModule, name: str) -> fx.GraphModule:
-    """The graph from the inputs to one node, as its only output."""
+    """The graph from the inputs to one node, as its only output. Raises UsageError for a name that is no node."""
 
     def edit(copy: fx.GraphModule) -> None:
-        node = next((item for item in copy.graph.nodes if item.name == name), None)
-        if node is None:
-            raise UsageError(f"no node '{name}' in the graph")
+        node = _named(copy, name)
         _output(copy).args = ((node,),)
         copy.meta["outputs"] = (name,)
+        copy.meta["output_shapes"] = {name: node.meta["shapes"]}
 
     return _copied(module, edit)
+
+
+def _named(module: fx.GraphModule, name: str) -> fx.Node:
+    nodes = {node.name: node for node in module.graph.nodes if node.op == "call_function" and "shapes" in node.meta}
+    if name not in nodes:
+        close = difflib.get_close_matches(name, nodes, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UsageError(f"no node '{name}' in the graph{hint}; its nodes: {', '.join(nodes)}")
+    return nodes[name]
 
 
 def _output(module: fx.GraphModule) -> fx.Node:
