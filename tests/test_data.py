@@ -14,8 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from attrcli import data
-from attrcli.data import UNKNOWN_LABEL, class_labels, collect, decode_image, escape, labels_csv, read
+from attrcli.data import (
+    UNKNOWN_LABEL,
+    class_labels,
+    collect,
+    decode_image,
+    escape,
+    guess_kind,
+    labels_csv,
+    read,
+    sha256_of,
+)
 from attrcli.errors import AttrcliWarning, InputError, NoInputsError, UsageError
 
 F_SHAPE = np.zeros((6, 4, 3), np.uint8)  # no symmetry: every orientation shows
@@ -195,6 +204,47 @@ def test_special_files_are_refused_not_waited_for(tmp_path):
         only(tmp_path / "pipe")
 
 
+def test_listing_does_not_read_the_data(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    np.savez(tmp_path / "b.npz", z=BATCH)
+    monkeypatch.setattr(np, "load", None)
+    monkeypatch.setattr(Image, "open", None)
+    assert len(collect([str(tmp_path / "a.png"), str(tmp_path / "b.npz")], "image").records) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["a.png"], "image"),
+        (["a.npy"], "array"),
+        (["dir/*.npz"], "array"),
+        (["A.HDF5"], "array"),
+        (["t.csv"], "table"),
+        (["a.npy", "t.csv"], "array"),
+        (["notes.txt", "t.csv"], "table"),
+        (["notes.txt"], "image"),
+        (["-"], "image"),
+    ],
+)
+def test_the_kind_is_guessed_from_the_first_suffix_that_says_one(names, kind):
+    assert guess_kind(names) == kind
+
+
+def test_the_kind_of_a_folder_and_of_a_list(tmp_path):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    np.save(tmp_path / "deep/er/x.npy", np.zeros(2))
+    save(tmp_path / "deep/.thumbnail.png")
+    assert guess_kind([str(tmp_path)]) == "array"
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/deep/er/x.npy\n")
+    assert guess_kind([f"@{tmp_path}/list.txt"]) == "array"
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    assert guess_kind([str(tmp_path)]) == "table"
+    save(tmp_path / "deep/er/picture.png")  # beside pictures, a table holds their labels
+    assert guess_kind([str(tmp_path)]) == "image"
+    with pytest.raises(UsageError, match=r"the list 'none\.txt' cannot be read"):
+        guess_kind(["@none.txt"])
+
+
 # --- images
 
 
@@ -239,7 +289,7 @@ def test_exif_orientation(orientation, format):
     np.testing.assert_allclose(found.astype(float), expected, atol=30 if format == "JPEG" else 0)
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as data.py does outside of pytest
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as data/images.py does outside of pytest
 def test_damaged_exif_is_no_reason_to_refuse():
     jpeg = encoded(Image.fromarray(F_SHAPE), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
     assert decode_image(jpeg, "RGB").shape == (6, 4, 3)
@@ -666,6 +716,33 @@ def test_label_files_that_do_not_fit(tmp_path, text, message):
         labels_csv(tmp_path / "none.csv", found, NAMES)
 
 
+# --- hashes of other files
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    # FIPS 180-4, the example of one block
+    assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(UsageError, match=r"none' cannot be read: No such file"):
+        sha256_of(tmp_path / "none")
+
+
+def test_the_hash_of_a_folder_covers_names_and_contents(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x").write_bytes(b"1")
+    (tmp_path / "a/y").write_bytes(b"2")
+    found = [sha256_of(tmp_path / "a")]
+    os.rename(tmp_path / "a", tmp_path / "c")
+    assert sha256_of(tmp_path / "c") == found[0]
+    os.rename(tmp_path / "c/y", tmp_path / "c/z")
+    found.append(sha256_of(tmp_path / "c"))
+    (tmp_path / "c/z").write_bytes(b"3")
+    found.append(sha256_of(tmp_path / "c"))
+    os.remove(tmp_path / "c/z")
+    found.append(sha256_of(tmp_path / "c"))
+    assert len(set(found)) == 4
+
+
 # --- names of output files
 
 
@@ -692,11 +769,3 @@ def test_long_ids_are_cut_and_stay_different():
     assert first != second
     assert len(first) <= 200
     assert first == escape("é" * 200 + "a")
-
-
-def test_listing_does_not_read_the_data(tmp_path, monkeypatch):
-    save(tmp_path / "a.png")
-    np.savez(tmp_path / "b.npz", z=BATCH)
-    monkeypatch.setattr(data.np, "load", None)
-    monkeypatch.setattr(data.Image, "open", None)
-    assert len(collect([str(tmp_path / "a.png"), str(tmp_path / "b.npz")], "image").records) == 2

@@ -27,6 +27,10 @@ FREE = (2, 3)
 """Batch sizes of the two probes of a graph with a free batch."""
 
 
+_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""Names that a module needs for itself, so that no stored tensor can have them: 'half', 'graph', 'training', ..."""
+
+
 @dataclass(frozen=True)
 class _View:
     """How a value was made from the tensor whose memory it shares."""
@@ -282,7 +286,8 @@ class Builder:
         return argument
 
     def _free_path(self, name: str) -> str:
-        path = ".".join(_identifier(part) for part in name.split(".") if part) or "constant"
+        parts = [_identifier(part) for part in name.split(".") if part]
+        path = ".".join(f"{part}_" if part in _RESERVED else part for part in parts) or "constant"
         taken, candidate, count = {entry.target for entry in self.graph.nodes if entry.op == "get_attr"}, path, 0
         while any(candidate == t or str(t).startswith(candidate + ".") or candidate.startswith(f"{t}.") for t in taken):
             count += 1

@@ -13,6 +13,7 @@ from attrcli.formats.onnx_ops.base import (
     Table,
     aten,
     axis_of,
+    limit,
     product,
     tensor,
 )
@@ -110,6 +111,7 @@ def one_hot(b: Builder, n: Node, index: Operand, depth: Operand, values: Operand
     if count is None:
         b.refuse("OneHot whose depth is not a constant")
     count = int(count)
+    limit(b, [count])
     axis = axis_of(b, n.get("axis", -1), places.rank + 1)
     places = b.call(aten.to.dtype, places, torch.int64)
     wrapped = b.call(aten.where.self, b.call(aten.lt.Scalar, places, 0), b.call(aten.add.Scalar, places, count), places)

@@ -216,7 +216,7 @@ def local_response_norm(b: Builder, n: Node, x: Value) -> Result:
 
 def lp_normalization(b: Builder, n: Node, x: Value) -> Result:
     """LpNormalization; zero where the norm is zero."""
-    norm = b.call(aten.linalg_vector_norm.default, x, n.get("p", 2), [n.get("axis", -1)], True)
+    norm = b.call(aten.linalg_vector_norm.default, x, n.get("p", 2), [axis_of(b, n.get("axis", -1), x.rank)], True)
     empty = b.call(aten.eq.Scalar, norm, 0)
     return b.call(aten.div.Tensor, x, b.call(aten.masked_fill.Scalar, norm, empty, 1.0))
 
@@ -234,12 +234,12 @@ def mean_variance_normalization(b: Builder, n: Node, x: Value) -> Result:
 
 def softmax(b: Builder, n: Node, x: Value) -> Result:
     """Softmax since 13: over one axis."""
-    return b.call(aten.softmax.int, x, n.get("axis", -1))
+    return b.call(aten.softmax.int, x, axis_of(b, n.get("axis", -1), x.rank))
 
 
 def log_softmax(b: Builder, n: Node, x: Value) -> Result:
     """LogSoftmax since 13: over one axis."""
-    return b.call(aten.log_softmax.int, x, n.get("axis", -1))
+    return b.call(aten.log_softmax.int, x, axis_of(b, n.get("axis", -1), x.rank))
 
 
 def hardmax(b: Builder, n: Node, x: Value) -> Result:

@@ -171,6 +171,8 @@ def expand(b: Builder, n: Node, x: Value, sizes: Known) -> Result:
 
 def tile(b: Builder, n: Node, x: Value, repeats: Known) -> Result:
     """Tile."""
+    if not x.data:
+        limit(b, [product(b, [size, times]) for size, times in zip(b.sizes(x), repeats.list(), strict=True)])
     return b.call(aten.repeat.default, x, repeats.list())
 
 
