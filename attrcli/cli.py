@@ -4,8 +4,8 @@ stdout carries results, progress and messages go to stderr.
 """
 
 import json
+import math
 import sys
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,9 @@ from attrcli import __version__
 from attrcli.errors import AttrcliWarning, UsageError
 
 if TYPE_CHECKING:
-    from attrcli.explain import Summary
+    from attrcli.explain import Plan, Summary
+
+Report = Callable[[str, int, int], None]
 
 app = typer.Typer(
     help="Explain saved models: TorchScript, ONNX and .pt2 files, no source code needed.",
@@ -33,7 +35,7 @@ app = typer.Typer(
 
 def printable(text: str) -> str:
     """Text from outside with control characters escaped, so that a file name cannot steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def complain(kind: str, message: str) -> None:
@@ -70,7 +72,7 @@ Force = Annotated[bool, typer.Option("--force", help="Write over what is there."
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(quiet: bool) -> Iterator[Report]:
     """A progress bar on stderr with rate and time left; silent when that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -81,8 +83,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
     console = Console(stderr=True)
+    shown = not quiet and sys.stderr.isatty()  # rich also believes FORCE_COLOR
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -117,11 +120,11 @@ def explain(
     ] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="See `attrcli methods`.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Run file to write or resume (HDF5).")] = None,
-    overlays: Annotated[Path | None, typer.Option("--overlays", help="Folder for one picture per input.")] = None,
+    overlays: Annotated[str | None, typer.Option("--overlays", help="Folder for one picture per input.")] = None,
     panel: Annotated[
-        bool, typer.Option("--panel", help="Pictures of input, heatmap and overlay with a caption.")
-    ] = False,
-    scale: Annotated[str, typer.Option("--scale", help="Colour scale per image or one per run.")] = "image",
+        bool | None, typer.Option("--panel", help="Pictures of input, heatmap and overlay with a caption.")
+    ] = None,
+    scale: Annotated[str | None, typer.Option("--scale", help="Colour scale per image, or one per run.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Method option NAME=VALUE; repeatable.")] = None,
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="predicted, label, index, name, A-B, C@sum, i,j,k.")
@@ -146,8 +149,13 @@ def explain(
     precision: Annotated[str | None, typer.Option("--precision", help="float32 or float64.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all that is drawn, per input.")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="Bit-equal results on a GPU, slower.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first N inputs.")] = None,
-    max_errors: Annotated[str, typer.Option("--max-errors", help="Failed inputs that still exit 0: N or P%.")] = "0",
+    max_errors: Annotated[
+        str | None, typer.Option("--max-errors", help="Failed inputs that still exit 0: N or P%.")
+    ] = None,
     fail_fast: Annotated[bool | None, typer.Option("--fail-fast", help="Stop at the first input that fails.")] = None,
     force: Annotated[bool | None, typer.Option("--force", help="Start over instead of resuming.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
@@ -165,119 +173,53 @@ def explain(
         "options": _pairs(option, "-o") or None, "baseline": baseline, "background": background,
         "preprocess": preprocess, "labels": labels, "input": input, "fix": _pairs(fix, "--fix") or None,
         "output": output, "at": at, "batch_size": batch_size, "device": device, "precision": precision,
-        "threads": threads, "seed": seed, "limit": limit, "force": force, "fail_fast": fail_fast,
+        "threads": threads, "seed": seed, "deterministic": deterministic, "limit": limit, "force": force,
+        "fail_fast": fail_fast, "overlays": overlays, "panel": panel, "scale": scale, "max_errors": max_errors,
     }  # fmt: skip
-    values = _resolved(given, config)
-    allowed = _allowance(max_errors)
+    from attrcli import config as configs
+
+    resolved = configs.resolve(given, config)
     if print_config:
-        print(_to_toml(values), end="")
+        print(configs.to_toml(resolved), end="")
         return
-    _check_early(values, scale)
     from attrcli import explain as verb
 
-    plan = verb.Plan(verb.Config(**values))
+    plan = verb.Plan(resolved)
     if dry_run:
         _print(asdict(plan.estimate()), as_json)
         return
-    with _progress(quiet) as report:
-        try:
-            summary = verb.explain(plan, report)
-            drawn = _draw(plan.config.out, overlays, panel, scale, bool(force), report) if overlays else None
-        except KeyboardInterrupt:
-            part = Path(f"{plan.config.out}.part")
-            kept = f"finished rows are in {part}" if part.exists() else "no row was finished"
-            complain("error", f"interrupted; {kept}; the same command goes on from there")
-            raise typer.Exit(130) from None
-    _report(summary, drawn, overlays, as_json)
-    if len(summary.errors) > allowed(summary.rows):
+    try:
+        with _progress(quiet) as report:
+            summary, drawn, missed = _explain(plan, report)
+    except KeyboardInterrupt:
+        part = Path(f"{resolved.out}.part")
+        kept = f"finished rows are in {part}; " if part.exists() else ""
+        complain("error", f"interrupted; {kept}the same command goes on from there")
+        raise typer.Exit(130) from None
+    _report(summary, drawn, resolved.overlays, as_json)
+    if missed or len(summary.errors) > resolved.tolerated(summary.rows):
         raise typer.Exit(3)
 
 
-def _resolved(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
-    """Flag over config file over default. Raises UsageError for unknown keys and for what is missing."""
-    names = _config_fields()
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            values = tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{config}: {error}") from error
-        for key, value in values.items():
-            if key not in names:
-                raise UsageError(f"{config}: unknown key '{key}'; accepted: {', '.join(names)}")
-            if not isinstance(value, names[key]) or (isinstance(value, bool) and bool not in names[key]):
-                raise UsageError(f"{config}: {key} = {value!r} must be {' or '.join(t.__name__ for t in names[key])}")
-    for key, value in given.items():
-        if isinstance(value, dict) and key in values:
-            values[key] = {**values[key], **value}
-        elif value is not None:
-            values[key] = value
-    for key, how in (("model", "MODEL"), ("inputs", "INPUTS"), ("method", "--method"), ("out", "--out")):
-        if not values.get(key):
-            raise UsageError(f"missing {how}; see attrcli explain --help")
-    size = values.get("batch_size", "auto")
-    if size == "auto":
-        values.pop("batch_size", None)
-    elif not str(size).isdecimal() or int(size) < 1:
-        raise UsageError(f"--batch-size {size}: auto, or a whole number of at least 1")
-    else:
-        values["batch_size"] = int(size)
-    values["inputs"] = tuple(values["inputs"])
-    return values
+def _explain(plan: "Plan", report: Report) -> "tuple[Summary, int | None, int]":
+    """Explain, then draw; also returns how many pictures were drawn, and how many could not be."""
+    from attrcli import explain as verb
+
+    config = plan.config
+    if config.overlays is None:
+        return verb.explain(plan, report), None, 0
+    from attrcli import overlays
+
+    folder, style = Path(config.overlays), overlays.style(panel=config.panel, scale=config.scale)
+    overlays.prepare(folder, [record.id for record in plan.records], config.method, force=config.force)
+    summary = verb.explain(plan, report)
+    drawn, missed = overlays.draw(summary.out, folder, style, force=config.force, progress=report)
+    return summary, drawn, len(missed)
 
 
-def _config_fields() -> dict[str, tuple[type, ...]]:
-    """The keys of a config file and the types that TOML gives them."""
-    text = ("model", "method", "out", "target", "score", "baseline", "background", "preprocess", "labels", "input")
-    text += ("output", "at", "device", "precision")
-    return {
-        **dict.fromkeys(text, (str,)),
-        **dict.fromkeys(("threads", "seed", "limit"), (int,)),
-        **dict.fromkeys(("force", "fail_fast"), (bool,)),
-        "inputs": (list,),
-        "options": (dict,),
-        "fix": (dict,),
-        "batch_size": (int, str),
-    }
-
-
-def _to_toml(values: Mapping[str, Any]) -> str:
-    import tomli_w
-
-    return tomli_w.dumps({key: list(value) if isinstance(value, tuple) else value for key, value in values.items()})
-
-
-def _check_early(values: Mapping[str, Any], scale: str) -> None:
-    """What can be wrong without a model: known before torch is imported, which takes seconds."""
-    from attrcli import methods
-
-    described = methods.description(values["method"])
-    known = [option.name for option in described.options]
-    for name in values.get("options", {}):
-        if name not in known:
-            raise methods.unknown_option(described, name)
-    if scale not in ("image", "run"):
-        raise UsageError(f"--scale {scale}: image or run")
-
-
-def _allowance(text: str) -> Callable[[int], float]:
-    """How many failed inputs are tolerated among n: '3' or '5%'."""
-    number = text.removesuffix("%")
-    if not number.replace(".", "", 1).isdecimal() or (number == text and "." in text):
-        raise UsageError(f"--max-errors {text}: a whole number, or a percentage such as 5%")
-    return (lambda rows: rows * float(number) / 100) if text.endswith("%") else (lambda rows: float(number))
-
-
-def _draw(out: str, folder: Path, panel: bool, scale: str, force: bool, report: Callable[[str, int, int], None]) -> int:
-    from attrcli import overlays, render
-
-    style = render.Style(panel=panel, scale=scale)  # type: ignore[arg-type]
-    return overlays.draw(Path(out), folder, style, force=force, progress=report)[0]
-
-
-def _report(summary: "Summary", drawn: int | None, folder: Path | None, as_json: bool) -> None:
-    for name, message in summary.errors[:20]:
-        complain("failed", message if name in message else f"{name}: {message}")
+def _report(summary: "Summary", drawn: int | None, folder: str | None, as_json: bool) -> None:
+    for _, message in summary.errors[:20]:
+        complain("failed", message)
     if len(summary.errors) > 20:
         complain("failed", f"... and {len(summary.errors) - 20} more; see /message in {summary.out}")
     facts: dict[str, Any] = {
@@ -291,20 +233,21 @@ def _report(summary: "Summary", drawn: int | None, folder: Path | None, as_json:
     if summary.added or summary.removed:
         facts.update(inputs_added=summary.added, inputs_removed=summary.removed)
     if summary.accuracy:
-        facts["accuracy"] = f"{summary.accuracy[0]}/{summary.accuracy[1]}"
+        right, labelled = summary.accuracy
+        facts.update(labelled=labelled, accuracy=round(right / labelled, 4))
     if summary.gaps:
         ordered = sorted(summary.gaps)
         facts["gap_median"] = float(f"{ordered[len(ordered) // 2]:.2g}")
         facts["gap_max"] = float(f"{ordered[-1]:.2g}")
     if drawn is not None:
-        facts["overlays"] = f"{drawn} in {folder}"
+        facts.update(overlays=drawn, overlay_folder=folder)
     _print(facts, as_json)
 
 
 def _print(facts: Mapping[str, Any], as_json: bool) -> None:
     """Results on stdout: 'name: value' lines, or JSON."""
     if as_json:
-        print(json.dumps(facts, default=str))
+        _print_json(facts)
         return
     width = max(len(key) for key in facts) + 1
     for key, value in facts.items():
@@ -318,6 +261,17 @@ def _print(facts: Mapping[str, Any], as_json: bool) -> None:
                 print(printable(f"  {item}"))
         else:
             print(printable(f"{key + ':':<{width}} {_shown(value)}"))
+
+
+def _print_json(value: Any) -> None:
+    def plain(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {key: plain(each) for key, each in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(each) for each in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item  # JSON has no NaN
+
+    print(json.dumps(plain(value), default=str, allow_nan=False))
 
 
 def _shown(value: Any) -> str:
@@ -342,14 +296,14 @@ def methods(
 
     if name is None:
         if as_json:
-            print(json.dumps([asdict(registry.description(key)) for key in registry.METHODS]))
+            _print_json([asdict(registry.description(key)) for key in registry.METHODS])
             return
         for key, (_, summary) in registry.METHODS.items():
             print(f"{key:<22} {summary}")
         return
     described = registry.description(name)
     if as_json:
-        print(json.dumps(asdict(described)))
+        _print_json(asdict(described))
         return
     print(f"{described.name}: {described.summary}\n\n{described.text}\n")
     for key in ("paper", "cost"):
@@ -416,18 +370,19 @@ def render(
 ) -> None:
     """Draw run files: one picture per row, or a grid with inputs as rows and run files as columns."""
     from attrcli import overlays
-    from attrcli.render import Style
 
-    style = Style(panel=panel, scale=scale, colormap=colormap, alpha=alpha, percentile=percentile)  # type: ignore[arg-type]
+    style = overlays.style(panel=panel, scale=scale, colormap=colormap, alpha=alpha, percentile=percentile)
     if out.suffix.lower() == ".png":
-        count = overlays.grid(runs, out, style, root=root, limit=limit, force=force)
+        count, failed = overlays.grid(runs, out, style, root=root, limit=limit, force=force)
         _print({"grid": str(out), "rows": count, "columns": len(runs)}, False)
+        if failed:
+            raise typer.Exit(3)
         return
     if len(runs) > 1:
         raise UsageError("several run files make one picture: give --out FILE.png, or render them one by one")
     with _progress(quiet) as report:
         drawn, failed = overlays.draw(runs[0], out, style, root=root, force=force, progress=report)
-    _print({"overlays": f"{drawn} in {out}"}, False)
+    _print({"overlays": drawn, "overlay_folder": out}, False)
     if failed:
         raise typer.Exit(3)
 

@@ -2,9 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,25 @@ _MONTAGE_ROWS = 12
 
 @dataclass(frozen=True)
 class Source:
-    """Where the inputs of a run file lie, and how the model saw them."""
+    """Where the inputs of a run file lie, and how the model saw them; `records` are those inside files of several."""
 
     root: Path
     preprocess: Preprocess
-    records: dict[str, data.Record]
+    records: dict[str, data.Record] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunFile, root: Path | None = None) -> "Source":
         """The inputs as the run file recorded them, or below another root."""
         p = preprocess.from_mapping(run.attributes["preprocess"], str(run.path), None)
-        return cls(root or Path(run.attributes["inputs_root"]), p, {})
+        return cls(root or Path(run.attributes["inputs_root"]), p)
 
-    def read(self, name: str) -> data.Raw:
-        """Read one input again. Raises InputError when it is gone."""
+    def read(self, name: str, sha256: str) -> data.Raw:
+        """Read one input again. Raises InputError when it is gone, or no longer what was explained."""
         p = self.preprocess
-        return data.read(self._record(name), p.kind, channels=p.channels, columns=p.columns)
+        found = data.read(self._record(name), p.kind, channels=p.channels, columns=p.columns)
+        if found.sha256 != sha256:
+            raise InputError(f"{name!r}: the file changed since it was explained; run explain again")
+        return found
 
     def _record(self, name: str) -> data.Record:
         path = self.root / name
@@ -49,7 +53,7 @@ class Source:
         if name not in self.records:
             file = self.root / name.rpartition("#")[0]
             if not file.is_file():
-                raise InputError(f"{name!r}: no such file below {self.root}")
+                raise InputError(f"{name!r}: no such file below {self.root}; --root FOLDER says where the inputs are")
             p = self.preprocess
             rank = {"table": 1}.get(p.kind, len(p.size) if p.size else None)
             found = data.collect([os.fspath(file)], p.kind, columns=p.columns, sample_rank=rank)
@@ -59,6 +63,62 @@ class Source:
         if name not in self.records:
             raise InputError(f"{name!r}: no such record")
         return self.records[name]
+
+
+def style(**options: Any) -> Style:
+    """How pictures look: `panel`, `scale` (image or run), `colormap`, `alpha`, `percentile`. Raises UsageError."""
+    return Style(**options)
+
+
+# -- one picture for each row --------------------------------------------------------------------------------------
+
+
+def file_names(ids: Iterable[str]) -> dict[str, str]:
+    """The picture of each id: the escaped id and .png, once; twice where two ids would else share a picture."""
+    known = frozenset(ids)
+    names = {}
+    for name in known:
+        escaped = data.escape(name)
+        once = escaped.endswith(".png") and name.removesuffix(".png") not in known
+        names[name] = escaped if once else f"{escaped}.png"
+    return names
+
+
+def prepare(folder: Path, ids: Iterable[str], method: str, *, force: bool = False) -> dict[str, Path]:
+    """Make the folder; return the path of each id's picture.
+
+    Raises UsageError for a folder that cannot be made, and for files in the way: without `force` only pictures that
+    attrcli drew of the same id and method are written over.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
+        raise UsageError(f"cannot make the folder {folder}: {reason}; choose another") from error
+    paths = {name: folder / file for name, file in file_names(ids).items()}
+    there = {entry.name for entry in os.scandir(folder)}
+    foreign = [] if force else [n for n, path in paths.items() if path.name in there and not _drawn(path, n, method)]
+    if foreign:
+        raise UsageError(
+            f"{paths[min(foreign)]} is there already and is no picture that attrcli drew of this input with {method} "
+            f"({len(foreign)} such files); choose another folder, or --force to write over them"
+        )
+    return paths
+
+
+def _drawn(path: Path, name: str, method: str) -> bool:
+    """Whether a file is our picture of this id and method, as its PNG text says."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            told = picture.info
+            return all(told.get(key) == text for key, text in _signature(name, method).items())
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def _signature(name: str, method: str) -> dict[str, str]:
+    plain = name.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode()
+    return {"Software": "attrcli", "id": plain, "method": method}
 
 
 def draw(
@@ -72,44 +132,39 @@ def draw(
 ) -> tuple[int, list[str]]:
     """Write one PNG for each good row of a run file; return how many, and the ids that could not be drawn.
 
-    Raises UsageError for a folder or file that cannot be written.
+    An input that is gone or changed since is a warning. Raises UsageError as `prepare`.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
     with RunFile(run_path) as run:
+        paths = prepare(folder, run.ids, str(run.attributes["method"]), force=force)
         source = Source.of(run, root)
         rows = [int(row) for row in np.flatnonzero(run.status == Status.OK)]
         scale = None
         if style.scale == "run":
             scale = render.run_scale((_map(run, row) for row in rows), style.percentile)
         failed: list[str] = []
+
+        def one(row: _Row) -> None:
+            picture, metadata = _picture(source, row, style, scale)
+            render.save_png(picture, paths[row.id], metadata, overwrite=True)
+
+        def settle(name: str, future: Future[None]) -> None:
+            try:
+                future.result()
+            except InputError as error:
+                failed.append(name)
+                warnings.warn(f"no picture of {error}", AttrcliWarning, stacklevel=2)
+
         with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-
-            def one(row: int, loaded: "_Row") -> None:
-                picture, metadata = _picture(source, loaded, style, scale)
-                path = folder / f"{data.escape(loaded.id)}.png"
-                render.save_png(picture, path, metadata, overwrite=force)
-
-            window: list[tuple[str, Any]] = []
-            for done, row in enumerate(rows):
-                loaded = _load(run, row)
-                window.append((loaded.id, pool.submit(one, row, loaded)))
+            window: deque[tuple[str, Future[None]]] = deque()
+            for done, number in enumerate(rows):
+                row = _load(run, number)
+                window.append((row.id, pool.submit(one, row)))
                 if len(window) > 8:
-                    _settle(*window.pop(0), failed)
+                    settle(*window.popleft())
                 progress("overlays", done + 1, len(rows))
             for item in window:
-                _settle(*item, failed)
+                settle(*item)
     return len(rows) - len(failed), failed
-
-
-def _settle(name: str, future: Any, failed: list[str]) -> None:
-    try:
-        future.result()
-    except InputError as error:
-        failed.append(name)
-        warnings.warn(f"no picture of {error}", AttrcliWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -117,6 +172,7 @@ class _Row:
     """One row of a run file, read into memory."""
 
     id: str
+    sha256: str
     values: Array
     facts: dict[str, str]
 
@@ -135,7 +191,7 @@ def _load(run: RunFile, row: int) -> _Row:
     if np.isfinite(gap):
         total = float(np.abs(values).sum(dtype=np.float64))
         facts["gap"] = f"{gap:.2g}" + (f" ({abs(gap) / total:.1g} of the sum)" if total else "")
-    return _Row(run.ids[row], values, facts)
+    return _Row(run.ids[row], run["sample_sha256"][row].decode(), values, facts)
 
 
 def _map(run: RunFile, row: int) -> Array:
@@ -145,31 +201,36 @@ def _map(run: RunFile, row: int) -> Array:
 
 def _picture(source: Source, row: _Row, style: Style, scale: float | None) -> tuple[Image.Image, dict[str, str]]:
     p = source.preprocess
-    caption = _caption(row)
+    facts = {**row.facts, **_signature(row.id, row.facts["method"])}
+    stored = source.read(row.id, row.sha256).values
     if row.values.ndim != 3 or p.kind != "image":
-        names = list(p.columns or ())
-        flat = row.values.reshape(-1)
+        names, flat = list(p.columns or ()), row.values.reshape(-1)
         names = names if len(names) == flat.size else [f"[{i}]" for i in range(flat.size)]
-        values = source.read(row.id).values.reshape(-1)
-        raw = [float(v) for v in values] if values.size == flat.size else None
-        return render.bar_chart(names, flat, raw, caption, style=style), row.facts
-    stored = source.read(row.id)
-    image = stored.values if stored.values.dtype == np.uint8 else np.rint(stored.values).astype(np.uint8)
-    if p.channels == "BGR":
-        image = image[..., ::-1]
+        raw = [float(v) for v in stored.reshape(-1)] if stored.size == flat.size else None
+        return render.bar_chart(names, flat, raw, _caption(row), style=style), facts
+    image = _pixels(stored, p)
     values = render.reduce_channels(row.values)
     used = render.robust_scale(values, style.percentile) if scale is None else scale
     box = p.seen_box(image.shape[1], image.shape[0])
     if style.panel:
-        picture = render.panel(image, values, box, used, style, caption)
+        picture = render.panel(image, values, box, used, style, _caption(row))
     else:
         picture = render.overlay(image, values, box, used, style)
-    return picture, {**row.facts, "id": row.id, **render.describe(values, used, style)}
+    return picture, {**facts, **render.describe(values, used, style)}
+
+
+def _pixels(stored: Array, p: Preprocess) -> Array:
+    """An image as stored to uint8, RGB or grey."""
+    image = stored if stored.dtype == np.uint8 else np.rint(stored).astype(np.uint8)
+    return image[..., ::-1] if p.channels == "BGR" else image
 
 
 def _caption(row: _Row) -> list[str]:
     lines = [row.id, f"{row.facts['method']}: {row.facts['target']}, {row.facts['score']}"]
     return [*lines, f"completeness gap {row.facts['gap']}"] if "gap" in row.facts else lines
+
+
+# -- one picture for several run files -----------------------------------------------------------------------------
 
 
 def grid(
@@ -180,58 +241,93 @@ def grid(
     root: Path | None = None,
     limit: int | None = None,
     force: bool,
-) -> int:
-    """Write several run files side by side as one picture: rows are inputs, columns are files. Return the rows.
+) -> tuple[int, list[str]]:
+    """Write run files side by side as one picture: rows are inputs, columns are files; return the number of rows.
 
-    Raises UsageError when the files share no input that both explained.
+    Also returns the ids whose input is gone or changed; their cells say so. Raises UsageError when nothing was
+    explained, and for a picture that is there already unless `force`.
     """
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already; choose another name, or --force to write over it")
     runs = [RunFile(path) for path in run_paths]
     try:
-        names = _shared(runs)[: limit or _MONTAGE_ROWS]
+        names = _explained(runs)[: limit or _MONTAGE_ROWS]
         source = Source.of(runs[0], root)
+        places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
         scales: list[float | None] = [None] * len(runs)
         if style.scale == "run":
-            scales = [render.run_scale((_map(run, run.ids.index(n)) for n in names), style.percentile) for run in runs]
-        rows = [[*_cells(source, runs, scales, name, style)] for name in names]
+            maps = [
+                [_map(run, place[n]) for n in names if n in place and run.status[place[n]] == Status.OK]
+                for run, place in zip(runs, places, strict=True)
+            ]
+            scales = [render.run_scale(each, style.percentile) if each else None for each in maps]
+        rows, failed = [], []
+        for name in names:
+            found = [None if name not in place else place[name] for place in places]
+            try:
+                rows.append(_cells(source, runs, found, scales, name, style))
+            except InputError as error:
+                failed.append(name)
+                warnings.warn(f"no picture of {error}", AttrcliWarning, stacklevel=2)
+                rows.append([str(error)] * (1 + len(runs)))
         columns = ["input", *(str(run.attributes["method"]) for run in runs)]
-        picture = render.montage(rows, [_row_label(runs[0], name) for name in names], columns, key=(style, None))
-        render.save_png(picture, out, {"methods": ", ".join(columns[1:])}, overwrite=force)
-        return len(names)
+        labels = [_row_label(runs, name, [place.get(name) for place in places]) for name in names]
+        picture = render.montage(rows, labels, columns, key=(style, None))
+        render.save_png(picture, out, {"Software": "attrcli", "methods": ", ".join(columns[1:])}, overwrite=force)
+        return len(names), failed
     finally:
         for run in runs:
             run.close()
 
 
-def _shared(runs: Sequence[RunFile]) -> list[str]:
-    """Ids of inputs that are ok in at least one file and listed in the first."""
-    good = [{run.ids[i] for i in np.flatnonzero(run.status == Status.OK)} for run in runs]
-    names = [name for name in runs[0].ids if any(name in ids for ids in good)]
+def _explained(runs: Sequence[RunFile]) -> list[str]:
+    """Ids of inputs that are ok in at least one file and listed in the first. Raises UsageError for no images."""
+    for run in runs:
+        if run.layout.dims != ("channel", "y", "x"):
+            raise UsageError(f"{run.path}: a grid shows images; others get a chart per row: render RUN --out FOLDER")
+    good = set().union(*({run.ids[i] for i in np.flatnonzero(run.status == Status.OK)} for run in runs))
+    names = [name for name in runs[0].ids if name in good]
     if not names:
         raise UsageError("no input was explained in these run files: there is nothing to draw")
     return names
 
 
 def _cells(
-    source: Source, runs: Sequence[RunFile], scales: Sequence[float | None], name: str, style: Style
-) -> Iterator[Image.Image | str]:
-    stored = source.read(name).values
-    if source.preprocess.kind != "image" or stored.ndim != 3:
-        raise UsageError("a grid shows images; tables get one chart per row: render --out DIR")
-    image = stored if stored.dtype == np.uint8 else np.rint(stored).astype(np.uint8)
-    yield render.thumbnail(image)
-    for run, scale in zip(runs, scales, strict=True):
-        row = run.ids.index(name) if name in run.ids else -1
-        if row < 0 or run.status[row] != Status.OK:
-            yield "not in this file" if row < 0 else str(run["message"].asstr()[row]) or "not explained"
+    source: Source,
+    runs: Sequence[RunFile],
+    rows: Sequence[int | None],
+    scales: Sequence[float | None],
+    name: str,
+    style: Style,
+) -> list[Image.Image | str | None]:
+    """The input, then its picture in each run file, or why there is none. Raises InputError for a lost input."""
+    hashes = [
+        run["sample_sha256"][row].decode() if row is not None and run.status[row] == Status.OK else None
+        for run, row in zip(runs, rows, strict=True)
+    ]
+    known = next(each for each in hashes if each is not None)
+    image = _pixels(source.read(name, known).values, source.preprocess)
+    box = source.preprocess.seen_box(image.shape[1], image.shape[0])
+    cells: list[Image.Image | str | None] = [render.thumbnail(image)]
+    for run, row, sha256, scale in zip(runs, rows, hashes, scales, strict=True):
+        if row is None or sha256 is None:
+            cells.append("not in this file" if row is None else run.messages[row] or "not explained")
+            continue
+        if sha256 != known:
+            cells.append("another version of this input")
             continue
         values = _map(run, row)
         used = render.robust_scale(values, style.percentile) if scale is None else scale
-        yield render.cell(image, values, source.preprocess.seen_box(image.shape[1], image.shape[0]), used, style)
+        cells.append(render.cell(image, values, box, used, style))
+    return cells
 
 
-def _row_label(run: RunFile, name: str) -> list[str]:
-    row = _load(run, run.ids.index(name))
-    return [name, row.facts["target"]]
+def _row_label(runs: Sequence[RunFile], name: str, rows: Sequence[int | None]) -> list[str]:
+    """The id, and the target of the first file that explained it."""
+    for run, row in zip(runs, rows, strict=True):
+        if row is not None and run.status[row] == Status.OK:
+            return [name, _load(run, row).facts["target"]]
+    return [name]
 
 
 def model_images(
@@ -240,11 +336,11 @@ def model_images(
     """A function from ids to the pixels that the model saw, uint8 (n, H, W, C), RGB; and the labels, if known."""
     with RunFile(run_path) as run:
         source = Source.of(run, root)
+        hashes = dict(zip(run.ids, run.read("sample_sha256").tolist(), strict=True))
     p = source.preprocess
 
     def images(ids: Sequence[str]) -> Array:
-        raws = [p.fit(source.read(name).values) for name in ids]
-        pixels = np.rint(np.stack(raws)).astype(np.uint8)
-        return pixels[..., ::-1] if p.channels == "BGR" else pixels
+        raws = [p.fit(source.read(name, hashes[name]).values) for name in ids]
+        return _pixels(np.stack(raws), p)
 
     return images, p.labels

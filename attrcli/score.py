@@ -9,6 +9,8 @@ import torch
 from attrcli.errors import UsageError
 from attrcli.graph.passes import Head
 
+__all__ = ["SCORES", "Head", "Score", "Target", "apply_head", "select"]
+
 Score = Literal["logit", "prob", "logprob", "margin"]
 SCORES: tuple[Score, ...] = ("logit", "prob", "logprob", "margin")
 
@@ -60,14 +62,18 @@ def select(logits: torch.Tensor, target: Target, head: Head) -> torch.Tensor:
         values = values * target.sign.to(values.dtype)[:, None, None]
     scaled = _scale(values, target.score, head)
     index = target.index[:, None, None].expand(-1, 1, values.shape[2])
-    picked = scaled.gather(1, index)[:, 0]
-    if target.score == "margin":
-        picked = picked - scaled.scatter(1, index, float("-inf")).amax(1)
+    picked = _picked(scaled, index, target.score)
     if target.minus is not None:
-        picked = picked - scaled.gather(1, target.minus[:, None, None].expand_as(index))[:, 0]
+        picked = picked - _picked(scaled, target.minus[:, None, None].expand_as(index), target.score)
     if target.weight is not None:
         picked = picked * target.weight.to(picked.dtype)
     return picked.sum(1)
+
+
+def _picked(values: torch.Tensor, index: torch.Tensor, score: Score) -> torch.Tensor:
+    """The class at `index` (N, 1, P) of values (N, K, P); for margin, less the best of the others."""
+    picked = values.gather(1, index)[:, 0]
+    return picked - values.scatter(1, index, float("-inf")).amax(1) if score == "margin" else picked
 
 
 def _scale(values: torch.Tensor, score: Score, head: Head) -> torch.Tensor:

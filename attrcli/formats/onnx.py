@@ -11,7 +11,6 @@ from pathlib import Path
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import defs
 from torch import fx
 
@@ -101,7 +100,7 @@ class Onnx:
     def _serialised(self, proto: onnx.ModelProto) -> bytes:
         try:
             return bytes(proto.SerializeToString())
-        except (EncodeError, ValueError) as error:
+        except Exception as error:  # protobuf's own error, as above
             raise ModelError(f"{self.path}: the model with its weights exceeds the 2 GB of one protobuf") from error
 
 
@@ -112,10 +111,10 @@ def _open(path: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-    except (DecodeError, RecursionError) as error:
-        raise ModelError(f"{path}: not an ONNX model, or a truncated one: the protobuf cannot be read") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # protobuf's own errors, which only its library could name
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one: the protobuf cannot be read") from error
     if not proto.HasField("graph") or not proto.opset_import:
         what = "graph" if not proto.HasField("graph") else "operator set version"
         raise ModelError(f"{path}: not an ONNX model, or a truncated one: it holds no {what}")

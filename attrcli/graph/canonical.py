@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attrcli.graph import inplace
+
 if TYPE_CHECKING:
-    from attrcli.graph.build import Builder, Value
+    from attrcli.graph.build import Builder
+    from attrcli.graph.value import Value
 
 aten = torch.ops.aten
 
@@ -83,7 +86,7 @@ def _batched(b: "Builder", x: "Value", rank: int, run: Callable[["Value"], Any])
     """Run on a batch of one when the input has no batch dimension."""
     if x.rank == rank:
         return run(x)
-    return b.call(aten.squeeze.dim, run(b.call(aten.unsqueeze.default, x, 0)), 0)
+    return b.call(aten.squeeze.dims, run(b.call(aten.unsqueeze.default, x, 0)), [0])
 
 
 def _batch_norm(
@@ -116,19 +119,30 @@ def _native_dropout(b: "Builder", x: Any, p: Any, train: Any) -> Any:
     return [_dropout(b, x, p, train), None]
 
 
-def _cast(b: "Builder", x: Any, dtype: Any, *_: Any, **__: Any) -> Any:
-    if dtype is None:
-        return x
-    dtype = b.dtype if dtype.is_floating_point else dtype
-    return x if x.dtype == dtype else b.emit(aten.to.dtype, x, dtype)
+def _cast(
+    b: "Builder", x: Any, dtype: Any = None, non_blocking: Any = False, copy: Any = False, *_: Any, **__: Any
+) -> Any:
+    if dtype is not None and dtype.is_floating_point:
+        dtype = b.dtype
+    if dtype is None or x.dtype == dtype:
+        return b.fresh(x) if copy else x
+    return b.emit(aten.to.dtype, x, dtype)
+
+
+def _cast_by_keyword(b: "Builder", x: Any, *, dtype: Any = None, copy: Any = False, **_: Any) -> Any:
+    return _cast(b, x, dtype, copy=copy)
 
 
 def _copying_cast(b: "Builder", x: Any, *, dtype: Any = None, **_: Any) -> Any:
-    return b.fresh(_cast(b, x, dtype))
+    return _cast(b, x, dtype, copy=True)
 
 
-def _cast_to_device(b: "Builder", x: Any, device: Any, dtype: Any = None, *_: Any, **__: Any) -> Any:
-    return _cast(b, x, dtype)
+def _cast_to_device(b: "Builder", x: Any, device: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+    return _cast(b, x, dtype, *args, **kwargs)
+
+
+def _cast_like(b: "Builder", x: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+    return _cast(b, x, other.dtype, *args, **kwargs)
 
 
 def _identity(b: "Builder", x: Any, *_: Any, **__: Any) -> Any:
@@ -139,8 +153,9 @@ def _copy(b: "Builder", x: Any, *_: Any, **__: Any) -> Any:
     return b.fresh(x)
 
 
-def _contiguous(b: "Builder", x: Any, *_: Any, **__: Any) -> Any:
-    if x.probes[0].is_contiguous() and x.probes[1].is_contiguous():
+def _contiguous(b: "Builder", x: Any, *, memory_format: Any = None) -> Any:
+    plain = memory_format in (None, 0, torch.contiguous_format)
+    if plain and x.probes[0].is_contiguous() and x.probes[1].is_contiguous():
         return x
     value = b.fresh(x)
     value.probes = (value.probes[0].contiguous(), value.probes[1].contiguous())
@@ -169,6 +184,31 @@ def _flatten(b: "Builder", x: Any, start: int = 0, end: int = -1) -> Any:
     else:
         middle = -1
     return b.call(aten.reshape.default, x, [*sizes[:start], middle, *sizes[end + 1 :]])
+
+
+def _squeeze(b: "Builder", x: Any, dims: Any = None) -> Any:
+    """Dimensions of size 1 go; a free batch never is one, though a batch of one sample would be."""
+    dims = range(x.rank) if dims is None else [dims] if isinstance(dims, int) else dims
+    ones = sorted({dim % x.rank for dim in dims if x.rank and b.size(x, dim) == 1})
+    return b.emit(aten.squeeze.dims, x, ones) if ones else x
+
+
+def _where(b: "Builder", condition: Any, x: Any, y: Any) -> Any:
+    return b.emit(aten.where.self, condition, b.as_tensor(x), b.as_tensor(y))
+
+
+def _instance_norm(
+    b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, use_input: Any, momentum: Any, eps: Any, *_: Any
+) -> Any:
+    if not use_input:
+        return _batch_norm(b, x, w, bias, mean, var, False, momentum, eps)
+    return b.emit(aten.instance_norm.default, x, w, bias, None, None, True, momentum, eps, False)
+
+
+def _rrelu(b: "Builder", x: Any, lower: Any = 1 / 8, upper: Any = 1 / 3, training: Any = False, *_: Any) -> Any:
+    if training:
+        b.refuse("rrelu in training mode: save the model after model.eval()")
+    return b.call(aten.leaky_relu.default, x, (lower + upper) / 2)
 
 
 def _hardsigmoid(b: "Builder", x: Any) -> Any:
@@ -227,12 +267,12 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.feature_alpha_dropout.default: _dropout,
     aten.native_dropout.default: _native_dropout,
     aten.to.dtype: _cast,
-    aten.to.dtype_layout: _copying_cast,
+    aten.to.dtype_layout: _cast_by_keyword,
     aten.to.device: _cast_to_device,
-    aten.to.other: lambda b, x, other, *_: _cast(b, x, other.dtype),
+    aten.to.other: _cast_like,
     aten.to.prim_Device: _cast_to_device,
-    aten.to.prim_dtype: lambda b, x, dtype=None, *_: _cast(b, x, dtype),
-    aten.type_as.default: lambda b, x, other: _cast(b, x, other.dtype),
+    aten.to.prim_dtype: _cast,
+    aten.type_as.default: _cast_like,
     aten._to_copy.default: _copying_cast,
     aten.alias.default: _identity,
     aten.clone.default: _copy,
@@ -247,6 +287,17 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.reshape_as.default: lambda b, x, other: b.call(aten.reshape.default, x, b.sizes(other)),
     aten.expand_as.default: lambda b, x, other: b.call(aten.expand.default, x, b.sizes(other)),
     aten.flatten.using_ints: _flatten,
+    aten.squeeze.default: _squeeze,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
+    aten.where.Scalar: _where,
+    aten.where.ScalarSelf: _where,
+    aten.where.ScalarOther: _where,
+    aten.copy.default: lambda b, x, source, *_: inplace.filled(b, x, source),
+    aten.fill.Scalar: inplace.filled,
+    aten.fill.Tensor: inplace.filled,
+    aten.instance_norm.default: _instance_norm,
+    aten.rrelu.default: _rrelu,
     aten.hardsigmoid.default: _hardsigmoid,
     aten.relu6.default: _relu6,
     aten.chunk.default: _chunk,

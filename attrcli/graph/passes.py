@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -16,11 +16,8 @@ aten = torch.ops.aten
 _LOOK_THROUGH = frozenset(
     (
         aten.reshape.default,
-        aten.squeeze.default,
-        aten.squeeze.dim,
         aten.squeeze.dims,
         aten.to.dtype,
-        aten.flatten.using_ints,
     )
 )
 Head = Literal["none", "softmax", "log_softmax", "sigmoid"]
@@ -56,7 +53,7 @@ def only_output(module: fx.GraphModule, name: str) -> fx.GraphModule:
 
     def edit(copy: fx.GraphModule) -> None:
         output = _output(copy)
-        output.args = ((output.args[0][index],),)  # type: ignore[index]
+        output.args = ((output.args[0][index],),)
         copy.meta["outputs"] = (name,)
 
     return _copied(module, edit)
@@ -65,13 +62,14 @@ def only_output(module: fx.GraphModule, name: str) -> fx.GraphModule:
 def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, Head]:
     """Step over a final softmax, log_softmax or sigmoid; return the graph of the logits, and what was stepped over.
 
-    Looks through reshapes and casts. A head that something else reads too is left in place. 'none' when there is none.
+    Looks through reshapes and casts. Left in place, as 'none': a head that something else reads too, and a softmax
+    over another dimension than the classes, which are dimension 1 of the output.
     """
-    node = _output(module).args[0][0]  # type: ignore[index]
+    node = last = _output(module).args[0][0]
     while node.target in _LOOK_THROUGH and len(node.users) == 1:
         node = node.args[0]
     head: Head = _HEADS.get(node.target, "none")
-    if head == "none" or len(node.users) != 1:
+    if head == "none" or len(node.users) != 1 or (head != "sigmoid" and not _over_classes(node, last)):
         return module, "none"
     name = node.name
 
@@ -80,6 +78,14 @@ def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, Head]:
         found.replace_all_uses_with(found.args[0])
 
     return _copied(module, edit), head
+
+
+def _over_classes(softmax: Any, output: Any) -> bool:
+    """Whether a softmax is over dimension 1, and what follows it keeps the first two dimensions apart."""
+    before, after = softmax.meta.get("shapes"), output.meta.get("shapes")
+    if not before or not after or len(before[0]) < 2:
+        return False
+    return softmax.args[1] % len(before[0]) == 1 and [s[:2] for s in before] == [s[:2] for s in after]
 
 
 def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
@@ -97,32 +103,32 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
     return _copied(module, edit)
 
 
-def _foldable(node: fx.Node) -> fx.Node | None:
+def _foldable(node: Any) -> Any:
+    """The node that a batch norm folds into, None where it cannot."""
     producer = node.args[0]
-    if not isinstance(producer, fx.Node) or len(producer.users) != 1:
-        return None
-    if producer.target not in (aten.convolution.default, aten.linear.default):
+    if len(producer.users) != 1 or producer.target not in (aten.convolution.default, aten.linear.default):
         return None
     if producer.target is aten.convolution.default and producer.args[6]:
         return None  # transposed: the output channels lie on another axis, split by groups
+    if producer.target is aten.linear.default and len(producer.meta["shapes"][0]) != 2:
+        return None  # the features that linear makes are last, the channels that batch norm scales are second
     tensors = [*producer.args[1:3], *node.args[1:5]]
     known = all(t is None or (isinstance(t, fx.Node) and t.op == "get_attr") for t in tensors)
     return producer if known else None
 
 
-def _fold(module: fx.GraphModule, node: fx.Node, producer: fx.Node) -> None:
-    def value(argument: object, default: float | None = None) -> torch.Tensor:
-        if isinstance(argument, fx.Node):
-            return attribute(module, str(argument.target)).double()
-        assert default is not None
-        return torch.full((), default, dtype=torch.float64)
+def _fold(module: fx.GraphModule, node: Any, producer: Any) -> None:
+    def value(argument: Any, default: float = 0.0) -> torch.Tensor:
+        if argument is None:
+            return torch.full((), default, dtype=torch.float64)
+        return attribute(module, argument.target).double()
 
     weight = value(producer.args[1])
-    gamma, beta = value(node.args[1], 1.0), value(node.args[2], 0.0)
+    gamma, beta = value(node.args[1], 1.0), value(node.args[2])
     mean, variance = value(node.args[3]), value(node.args[4])
-    scale = gamma * torch.rsqrt(variance + float(node.args[7]))  # type: ignore[arg-type]
-    bias = (value(producer.args[2], 0.0) - mean) * scale + beta
-    dtype = attribute(module, str(producer.args[1].target)).dtype  # type: ignore[union-attr]
+    scale = gamma * torch.rsqrt(variance + node.args[7])
+    bias = (value(producer.args[2]) - mean) * scale + beta
+    dtype = attribute(module, producer.args[1].target).dtype
     names = [f"{producer.name}_folded_weight", f"{producer.name}_folded_bias"]
     folded = (weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias.expand(weight.shape[0]))
     with module.graph.inserting_before(producer):
@@ -139,31 +145,34 @@ def place(module: fx.GraphModule, device: torch.device, *, channels_last: bool) 
     """Move the graph's tensors to a device, in the layout that its convolutions run best in."""
 
     def edit(copy: fx.GraphModule) -> None:
-        rank4 = {n.args[1].target for n in copy.graph.nodes if n.target is aten.convolution.default}
-        for owner in copy.modules():
-            for kind in (owner._parameters, owner._buffers):
-                for name, tensor in kind.items():
-                    if tensor is not None:
-                        kind[name] = _moved(tensor, device)
-        for name in rank4:
-            scope, _, leaf = str(name).rpartition(".")
-            owner = copy.get_submodule(scope)
-            tensor = getattr(owner, leaf)
-            if channels_last and tensor.dim() == 4:
-                held = tensor.detach().contiguous(memory_format=torch.channels_last)
-                held = nn.Parameter(held, requires_grad=False) if isinstance(tensor, nn.Parameter) else held
-                setattr(owner, leaf, held)
+        kernels = {_name(n.args[1]) for n in copy.graph.nodes if n.target is aten.convolution.default}
+        for name in {node.target for node in copy.graph.nodes if node.op == "get_attr"}:
+            scope, _, leaf = name.rpartition(".")
+            tensor = attribute(copy, name)
+            held = tensor.detach().to(device)
+            if channels_last and name in kernels and held.dim() == 4:
+                held = held.contiguous(memory_format=torch.channels_last)
+            if isinstance(tensor, nn.Parameter):
+                held = nn.Parameter(held, requires_grad=False)
+            setattr(copy.get_submodule(scope), leaf, held)
         for node in copy.graph.nodes:
-            made = ops.classify(node.target) is ops.OpClass.CREATION
-            if device.type != "cpu" and made and str(node.target._schema.arguments[0].type) != "Tensor":
+            if device.type != "cpu" and _chooses_device(node.target):
                 node.kwargs = {**node.kwargs, "device": device}
 
     return _copied(module, edit)
 
 
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    moved = tensor.detach().to(device)
-    return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
+def _name(node: Any) -> str | None:
+    """The name of a stored tensor, None for what is computed."""
+    return str(node.target) if node.op == "get_attr" else None
+
+
+def _chooses_device(op: Any) -> bool:
+    """Whether an op makes a tensor on a device that no operand tells."""
+    if ops.classify(op) is not ops.OpClass.CREATION:
+        return False
+    arguments = op._schema.arguments
+    return any(argument.name == "device" for argument in arguments) and str(arguments[0].type) != "Tensor"
 
 
 def cut(module: fx.GraphModule, name: str) -> fx.GraphModule:
@@ -196,7 +205,9 @@ def until(module: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def _named(module: fx.GraphModule, name: str) -> fx.Node:
-    nodes = {node.name: node for node in module.graph.nodes if node.op == "call_function" and "shapes" in node.meta}
+    nodes: dict[str, fx.Node] = {
+        node.name: node for node in module.graph.nodes if node.op == "call_function" and "shapes" in node.meta
+    }
     if name not in nodes:
         close = difflib.get_close_matches(name, nodes, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -204,7 +215,7 @@ def _named(module: fx.GraphModule, name: str) -> fx.Node:
     return nodes[name]
 
 
-def _output(module: fx.GraphModule) -> fx.Node:
+def _output(module: fx.GraphModule) -> Any:
     node = next(iter(reversed(module.graph.nodes)))
     if node.op != "output":
         raise ModelError("the graph does not end in an output")

@@ -73,8 +73,10 @@ def tree_map(function: Callable[[Value], Any], tree: Any) -> Any:
     """Apply a function to every Value in nested lists, tuples and dicts."""
     if isinstance(tree, Value):
         return function(tree)
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(tree_map(function, item) for item in tree)
+    if isinstance(tree, list):
+        return [tree_map(function, item) for item in tree]
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, item) for item in tree)
     if isinstance(tree, dict):
         return {key: tree_map(function, item) for key, item in tree.items()}
     return tree

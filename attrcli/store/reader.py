@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UsageError
 from .layout import SCHEMA, Array, Layout, Status, blocks, decode
@@ -85,6 +86,19 @@ class RunFile:
     def blocks(self) -> list[slice]:
         """All rows in order, cut so that a block of `attribution` takes about 16 MB."""
         return blocks(*self.columns["attribution"])
+
+    def gaps(self) -> npt.NDArray[np.float64]:
+        """|completeness gap| / sum of |attribution| of every row, float64 (n,); NaN where there is none."""
+        found = np.full(len(self), np.nan)
+        for rows in self.blocks():
+            delta = np.abs(self.read("completeness_delta", rows).astype(np.float64))
+            if not np.isfinite(delta).any():
+                continue
+            values = self.read("attribution", rows)
+            total = np.abs(values).reshape(len(values), -1).sum(1, dtype=np.float64)
+            found[rows] = np.divide(delta, total, out=np.where(delta == 0, 0.0, np.inf), where=total > 0)
+            found[rows][~np.isfinite(delta)] = np.nan
+        return found
 
     def close(self) -> None:
         """Close the file."""

@@ -17,6 +17,7 @@ from torch import fx, nn
 from attrcli.errors import ModelError, UnsupportedOp
 from attrcli.formats.onnx import Onnx
 from attrcli.formats.spec import Sample
+from attrcli.graph.build import FREE
 
 BATCHES = (1, 3, 5)
 rng = np.random.default_rng(0)
@@ -66,7 +67,7 @@ def built(source: Onnx, dtype: torch.dtype = torch.float32, **shapes: tuple[int,
         for spec in source.inputs
     }
     frozen = {spec.shape[0] for spec in source.inputs if spec.shape and spec.shape[0]}
-    return source.build(samples, dtype, (max(frozen),) * 2 if frozen else (2, 3))
+    return source.build(samples, dtype, (max(frozen),) * 2 if frozen else FREE)
 
 
 def reference(data: bytes, feeds: dict[str, torch.Tensor]) -> list[np.ndarray]:
@@ -622,7 +623,7 @@ def test_a_frozen_batch_works_at_its_own_size(tmp_path: Path) -> None:
     assert source.inputs[0].shape == (1, 2, 6)
     assert_same(built(source), source.proto_bytes(), {"x": torch.randn(1, 2, 6)})
     with pytest.raises(ModelError, match="node 'Reshape_y'"):
-        source.build({"x": Sample((2, 6), torch.float32)}, torch.float32, (2, 3))
+        source.build({"x": Sample((2, 6), torch.float32)}, torch.float32, FREE)
 
 
 def test_several_inputs_and_awkward_names(tmp_path: Path) -> None:
@@ -762,9 +763,9 @@ def test_data_that_does_not_fit_its_shape_is_refused(tmp_path: Path) -> None:
 def test_a_sample_of_another_shape_is_refused(tmp_path: Path) -> None:
     source = saved(model([node("Relu", "x", "y")], {"x": ("N", 3, "H")}), tmp_path)
     with pytest.raises(ModelError, match=r"input 'x' takes samples of shape \(3, 'free'\), not \(4, 5\)"):
-        source.build({"x": Sample((4, 5), torch.float32)}, torch.float32, (2, 3))
+        source.build({"x": Sample((4, 5), torch.float32)}, torch.float32, FREE)
     with pytest.raises(ModelError, match="also takes input 'x'"):
-        source.build({}, torch.float32, (2, 3))
+        source.build({}, torch.float32, FREE)
 
 
 def test_an_unknown_opset_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 SMALL = 64
 """Most elements that a constant may have to take part in arithmetic on shapes."""
 
-LARGEST = 1 << 26
+LARGEST = 1 << 28
 """Most elements that an op may make from constants alone: more than any honest file needs."""
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attrcli.formats.onnx_ops.base import Known, Node, Result, Table, aten, axis_of, limit, reads
+from attrcli.formats.onnx_ops.base import Known, Node, Result, Table, aten, axis_of, reads
 from attrcli.graph.build import Builder, Value
+
+_LARGEST_MATRIX = 1 << 24
+"""Most elements of the matrix that resizes one axis: 4096 to 4096."""
 
 _NEAREST = {3: aten.upsample_nearest1d.vec, 4: aten.upsample_nearest2d.vec, 5: aten.upsample_nearest3d.vec}
 _LINEAR = {3: aten.upsample_linear1d.vec, 4: aten.upsample_bilinear2d.vec, 5: aten.upsample_trilinear3d.vec}
@@ -49,7 +52,8 @@ def _resized(
     for i, (axis, (count, scale)) in enumerate(zip(axes, plans, strict=True)):
         if count is None:
             continue
-        limit(b, [have[i], count])
+        if have[i] * count > _LARGEST_MATRIX:
+            b.refuse(f"Resize of {have[i]} elements to {count}")
         ends = (0.0, 1.0) if roi is None else (roi[i], roi[i + len(axes)])
         weights = interpolation(n, have[i], count, scale, ends)
         if weights.shape[0] != weights.shape[1] or not np.array_equal(weights, np.eye(count)):

@@ -161,12 +161,19 @@ def expand(b: Builder, n: Node, x: Value, sizes: Known) -> Result:
     have = [1] * lead + b.sizes(x)
     target = []
     for i, (item, own) in enumerate(zip(wanted, have, strict=True)):
-        keep = isinstance(item, int) and item == 1
-        target.append((own if i < lead else -1) if keep else item)
-    if all(isinstance(item, int) and item == -1 for item in target):
+        target.append((own if i < lead else -1) if _is(item, 1) else item)
+    if all(_is(item, -1) for item in target):
         return x
-    limit(b, [own if isinstance(item, int) and item == -1 else item for item, own in zip(target, have, strict=True)])
+    if not x.data:
+        limit(
+            b, [own if isinstance(item, int) and item == -1 else item for item, own in zip(target, have, strict=True)]
+        )
     return b.call(aten.expand.default, x, target)
+
+
+def _is(item: Any, number: int) -> bool:
+    """Whether a size is this number and does not depend on the batch."""
+    return isinstance(item, int) and item == number
 
 
 def tile(b: Builder, n: Node, x: Value, repeats: Known) -> Result:

@@ -1,0 +1,373 @@
+"""A configuration resolved: model bound, inputs listed, method made; what a run will do, before it does it."""
+
+import math
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from attrcli import __version__, baselines, data, methods, preprocess, targets
+from attrcli import model as models
+from attrcli.config import Config
+from attrcli.errors import AttrcliWarning, InputError, ModelError, NoInputsError, UnsupportedOp, UsageError
+from attrcli.formats.spec import TensorSpec
+from attrcli.graph.engine import Engine, free_memory
+from attrcli.methods._method import Method
+from attrcli.preprocess import Preprocess
+from attrcli.score import SCORES, select
+from attrcli.store import Layout, RunWriter
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: `--dry-run`. `forward` and `backward` count passes of one row over the whole run."""
+
+    files: int
+    inputs: int
+    input_shape: tuple[int, ...]
+    attribution_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    batch_size: int
+    forward: int
+    backward: int
+    file_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input, read: raw values, model input channels first, hash; or the message of why it cannot be."""
+
+    raw: Array
+    x: Array
+    sha256: str
+    message: str = ""
+
+
+_UNREAD = np.empty(0)
+
+
+class Plan:
+    """All that a run needs, ready to run; nothing is written yet.
+
+    `records` are the inputs, `shape` is that of one model input, channels first, `attribution_shape` that of one row.
+    Raises AttrcliError for all that can be known to be wrong before the first pass.
+    """
+
+    def __init__(self, config: Config) -> None:
+        if config.score not in SCORES:
+            raise methods.unknown("score", config.score, SCORES)
+        self.config, self.path = config, Path(config.model)
+        self._ahead: dict[str, Sample] = {}
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self.model = models.load(self.path, device=config.device, precision=config.precision, threads=config.threads)
+        self.preprocess = self._preprocess()
+        self.method: Method = methods.load(config.method, config.options)
+        self._bind()
+        self.collection = self._collect()
+        self.records = self.collection.records
+        self.labels = self._labels()
+        self.wanted = targets.parse(config.target, self.preprocess.labels)
+        self.baseline = self._baseline()
+        self.shape = self._sample_shape()
+        self._require_numbers()
+        self.attribution_shape = self._attribution_shape()
+        self.batch_size = self._batch_size()
+        self.model.rows = self.explained.rows = self.batch_size
+        self.output_shape = self._output_shape()
+        self._require_target()
+
+    # -- what is explained ---------------------------------------------------------------------------------------
+
+    def _spec(self) -> TensorSpec:
+        """What the file says of the explained input; `bind` refuses a name that is not there."""
+        inputs = self.model.source.inputs
+        return next((spec for spec in inputs if spec.name == self.config.input), inputs[0])
+
+    def _preprocess(self) -> Preprocess:
+        embedded = preprocess.parse_embedded(self.model.source.metadata.get("attrcli.toml"), str(self.path))
+        shape = self._spec().shape
+        grey = shape is not None and len(shape) == 4 and 1 in (shape[1], shape[3])
+        found = preprocess.find(self.path, self.config.preprocess, embedded, "L" if grey else "RGB")
+        if found is not None:
+            return found
+        kind = data.guess_kind(self.config.inputs)
+        if kind == "image":
+            raise UsageError(
+                f"{self.path} has no preprocessing information, and without it a picture of an attribution means "
+                "nothing. Either say --preprocess imagenet or --preprocess unit, or write a sidecar and edit it: "
+                f"attrcli inspect {self.path} --write-sidecar"
+            )
+        return Preprocess(kind)
+
+    def _bind(self) -> None:
+        declared, dtype = self.preprocess.activation, getattr(torch, self.preprocess.dtype)
+        self.input_dtype = self.model.dtype if dtype.is_floating_point else dtype
+        self.model.bind(
+            input=self.config.input,
+            output=self.config.output,
+            fixed={name: self._fixed(name, value) for name, value in self.config.fix.items()},
+            dtype=dtype,
+            declared=None if declared == "none" else declared,  # type: ignore[arg-type]
+            layout=self.preprocess.layout if self.preprocess.kind == "image" else "NCHW",
+        )
+        if self.config.at is None and "gradient" in self.method.needs and not dtype.is_floating_point:
+            raise UsageError(
+                f"{self.config.method} needs a gradient, and the input is {self.preprocess.dtype}: explain at a node "
+                "of the graph, the output of the embedding, with --at NODE, or use a perturbation method (occlusion)"
+            )
+
+    def _fixed(self, name: str, value: str) -> torch.Tensor:
+        """One sample of an input that is not explained, in the type that the file declares."""
+        spec = next((s for s in self.model.source.inputs if s.name == name), None)
+        if value != "zero":
+            found = [*self._read_aside(Path(value), "array", f"--fix {name}={value}")]
+            if len(found) != 1:
+                raise UsageError(f"--fix {name}={value}: holds {len(found)} arrays; accepted: one, of one sample")
+            tensor = torch.from_numpy(found[0])
+            if tensor.is_floating_point() or (spec and spec.shape and spec.dtype.is_floating_point):
+                return tensor.to(self.model.dtype)
+            return tensor.to(spec.dtype) if spec and spec.shape else tensor
+        if spec is None or spec.shape is None or None in spec.shape[1:]:
+            raise UsageError(f"--fix {name}=zero: the file does not say the shape of '{name}'; give an array file")
+        dtype = self.model.dtype if spec.dtype.is_floating_point else spec.dtype
+        return torch.zeros([size for size in spec.shape[1:] if size is not None], dtype=dtype)
+
+    def _collect(self) -> data.Collection:
+        spec, size = self._spec().shape, self.preprocess.size
+        rank = len(size) if size is not None else len(spec) - 1 if spec is not None else None
+        kind, columns = self.preprocess.kind, self.preprocess.columns
+        found = data.collect(self.config.inputs, kind, columns=columns, sample_rank=rank)
+        return replace(found, records=found.records[: self.config.limit])
+
+    def _labels(self) -> npt.NDArray[np.uint16]:
+        names = self.preprocess.labels
+        if self.config.labels is not None:
+            return data.labels_csv(Path(self.config.labels), self.collection, names)
+        found = data.class_labels(self.collection, names)
+        none = bool((found == data.UNKNOWN_LABEL).all())
+        folders = sorted({record.label for record in self.records if record.label})
+        if names and len(folders) > 1 and none:
+            warnings.warn(
+                f"no class folder ({', '.join(folders[:5])}) matches a label ({', '.join(names[:5])}, ...): "
+                "inputs count as unlabelled",
+                AttrcliWarning,
+                stacklevel=2,
+            )
+        if self.config.target == "label" and none:
+            raise UsageError(
+                "--target label: no input has a label; use class folders named as the labels, or --labels CSV"
+            )
+        return found
+
+    def _baseline(self) -> baselines.Baseline | None:
+        given = self.config.baseline
+        if "baseline" not in self.method.needs:
+            if given is not None:
+                raise UsageError(f"{self.config.method} uses no baseline; leave out --baseline {given}")
+            return None
+        background = Path(self.config.background) if self.config.background else None
+        kind = self.preprocess.kind
+
+        def load(path: Path) -> Iterator[Array]:
+            option = "--background" if path == background else "--baseline"
+            return self._read_aside(path, kind, f"{option} {path}")
+
+        return baselines.resolve(given, kind, load=load, background=background)
+
+    def _read_aside(self, path: Path, kind: str, option: str) -> Iterator[Array]:
+        """The raw inputs of a file that an option names; whatever is wrong with it is a UsageError."""
+        p = self.preprocess
+        ours = kind == p.kind and not option.startswith("--fix")
+        columns, rank = (p.columns, len(p.size or (0,))) if ours else (None, None)
+        try:
+            for record in data.collect([os.fspath(path)], kind, columns=columns, sample_rank=rank).records:
+                values = data.read(record, kind, channels=p.channels, columns=columns).values
+                yield p.fit(values) if ours else values
+        except (InputError, NoInputsError) as error:
+            raise UsageError(f"{option}: {error}") from error
+
+    # -- sizes ---------------------------------------------------------------------------------------------------
+
+    def _sample_shape(self) -> tuple[int, ...]:
+        """Shape of one model input, channels first: from the sidecar, else the file, else the first readable input."""
+        p, spec = self.preprocess, self._spec().shape
+        declared = tuple(size for size in spec[1:] if size is not None) if spec is not None else ()
+        shape = p.sample_shape or (declared if spec is not None and len(declared) == len(spec) - 1 else None)
+        if shape is not None:
+            last = p.kind == "image" and p.layout == "NHWC"
+            return (shape[-1], *shape[:-1]) if last else shape
+        first = ""
+        for record in self.records:
+            sample = self.read(record)
+            if not sample.message:
+                self._ahead[record.id] = sample
+                return sample.x.shape
+            first = first or sample.message
+        raise InputError(f"none of the {len(self.records)} inputs can be read: {first}")
+
+    def _attribution_shape(self) -> tuple[int, ...]:
+        """Shape of one row of attributions: the input's, or that of the node of `--at`."""
+        self.explained = self.model
+        if self.config.at is None:
+            return self.shape
+        self.explained = self.model.at(self.config.at, self.shape)
+        return tuple(self.model.activation(self.config.at, self.zeros()).shape[1:])
+
+    def zeros(self) -> torch.Tensor:
+        """One model input of zeros, as a batch."""
+        return torch.zeros(1, *self.shape, device=self.model.device, dtype=self.input_dtype)
+
+    @cached_property
+    def _engine(self) -> Engine | None:
+        """The graph; None for an ONNX file whose graph cannot be imported, where forward passes are all that it takes.
+
+        Raises UnsupportedOp where they are not.
+        """
+        try:
+            return self.model.engine(self.shape)
+        except UnsupportedOp:
+            if "gradient" in self.method.needs or self.config.at is not None or self.model.format != "onnx":
+                raise
+            return None
+
+    def _require_numbers(self) -> None:
+        """Raise ModelError for weights that are NaN: every row would fail, each with a message of its own."""
+        state = self._engine.graph.state_dict() if self._engine is not None else {}
+        for name, value in state.items():
+            if value.is_floating_point() and bool(value.isnan().any()):
+                raise ModelError(f"{self.path}: the weight '{name}' holds NaN, so that every output is NaN; train anew")
+
+    def _batch_size(self) -> int:
+        """Rows per pass: as asked, else as recorded in an earlier file (another would move results within rounding).
+
+        Else half a gigabyte of activations, at most a quarter of the free memory, at most 64.
+        """
+        if self.config.batch_size != "auto":
+            return int(self.config.batch_size)
+        recorded = None if self.config.force else RunWriter.peek(self.config.out)
+        if recorded and str(recorded.get("batch_size", "")).isdecimal():
+            return max(1, int(recorded["batch_size"]))
+        return max(1, min(64, min(512 << 20, free_memory() // 4) // max(1, self._row_bytes())))
+
+    def _row_bytes(self) -> int:
+        """Bytes that one row's pass keeps."""
+        return self._engine.activation_bytes if self._engine else 400 * math.prod(self.shape)
+
+    def _output_shape(self) -> tuple[int, ...]:
+        if self._engine is not None:
+            return self._engine.output_shape
+        return tuple(self.model.logits(self.zeros()).shape[1:])
+
+    def _require_target(self) -> None:
+        """Raise UsageError for a target or score that does not fit the output."""
+        zeros = torch.zeros(1, *self.output_shape)
+        head = self.model.head(self.zeros())
+        none = torch.zeros(1, dtype=torch.long)
+        select(zeros, targets.resolve(self.wanted, self.config.score, zeros, head, none), head)  # type: ignore[arg-type]
+
+    def estimate(self) -> Estimate:
+        """What running the plan would do."""
+        forward, backward = self.method.passes(self.attribution_shape)
+        layout, count = self.layout(), len(self.records)
+        columns = layout.columns(count, max(len(os.fsencode(record.id)) for record in self.records))
+        return Estimate(
+            files=len({record.path for record in self.records}),
+            inputs=count,
+            input_shape=self.shape,
+            attribution_shape=self.attribution_shape,
+            output_shape=self.output_shape,
+            batch_size=self.batch_size,
+            forward=count * forward,
+            backward=count * backward,
+            file_bytes=sum(math.prod(shape) * dtype.itemsize for shape, dtype in columns.values()),
+            memory_bytes=self._row_bytes() * self.batch_size,
+        )
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def read(self, record: data.Record) -> Sample:
+        """Read one input and preprocess it; what goes wrong is a message."""
+        if record.id in self._ahead:
+            return self._ahead.pop(record.id)
+        p = self.preprocess
+        try:
+            stored = data.read(record, p.kind, channels=p.channels, columns=p.columns)
+            raw = p.fit(stored.values)
+            return Sample(raw, self.encode(raw), stored.sha256)
+        except InputError as error:
+            return Sample(_UNREAD, _UNREAD, "", str(error))
+
+    def encode(self, raw: Array) -> Array:
+        """Raw values to one model input, channels first."""
+        p = self.preprocess
+        return (replace(p, layout="NCHW") if p.kind == "image" else p).normalize(raw)
+
+    def tensor(self, arrays: Sequence[Array]) -> torch.Tensor:
+        """Model inputs to a batch on the device."""
+        return torch.from_numpy(np.stack(arrays)).to(self.model.device, self.input_dtype)
+
+    # -- what the run file says ----------------------------------------------------------------------------------
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the run file (design: schema attrcli/1)."""
+        described = methods.description(self.config.method)
+        return {
+            "method": self.config.method,
+            "options": {option.name: getattr(self.method, option.name) for option in described.options},
+            "preprocess": self.preprocess.as_dict(),
+            "target": self.config.target,
+            "score": self.config.score,
+            "baseline": {"name": self.baseline.name} if self.baseline else None,
+            "input": self.model.input,
+            "output": self.config.output,
+            "at": self.config.at,
+            "files": self._files(),
+            "inputs_root": str(self.collection.root),
+            "model": str(self.path),
+            "model_sha256": self.model.sha256,
+            "model_format": self.model.format,
+            "seed": self.config.seed,
+            "batch_size": self.batch_size,
+            "threads": torch.get_num_threads(),
+            "device": self.model.device.type,
+            "precision": self.config.precision,
+            "versions": {
+                "attrcli": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "h5py", "pillow")},
+            },
+            "argv": sys.argv,
+        }
+
+    def _files(self) -> dict[str, str]:
+        """SHA-256 of every file besides model and inputs."""
+        files: dict[str, str | Path] = {}
+        if self.baseline is not None and self.baseline.file is not None:
+            files["baseline"] = self.baseline.file
+        if self.config.labels is not None:
+            files["labels"] = self.config.labels
+        zero = {f"fix {name}": "zero" for name, value in self.config.fix.items() if value == "zero"}
+        files |= {f"fix {name}": value for name, value in self.config.fix.items() if value != "zero"}
+        return {name: data.sha256_of(Path(path)) for name, path in files.items()} | zero
+
+    def layout(self) -> Layout:
+        """Shapes of one row of the run file."""
+        shape = self.attribution_shape
+        known = {1: ("feature",), 2: ("channel", "position"), 3: ("channel", "y", "x")}
+        dims = known.get(len(shape), tuple(f"axis_{i}" for i in range(len(shape))))
+        return Layout(shape, self.output_shape or (1,), dims, "f8" if self.config.precision == "float64" else "f4")
