@@ -106,9 +106,7 @@ def _pairs(items: Sequence[str] | None, flag: str) -> dict[str, str]:
     return pairs
 
 
-# -- explain -------------------------------------------------------------------------------------------------------
-
-
+# long: one parameter for each option
 @app.command(
     epilog="Example: attrcli explain net.onnx photos/ -m integrated_gradients -o steps=auto --out ig.h5 --overlays ig/"
 )
@@ -282,9 +280,6 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-# -- what is there -------------------------------------------------------------------------------------------------
-
-
 @app.command(epilog="Example: attrcli methods integrated_gradients")
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, in full.", show_default=False)] = None,
@@ -334,8 +329,8 @@ def inspect(
         return
     run = verb.is_run_file(path)
     facts = verb.run_file(path) if run else verb.model_file(path, sizes)
-    if not as_json:
-        facts.pop("nodes", None)
+    if not as_json and "nodes" in facts:
+        facts["graph_nodes"] = f"{len(facts.pop('nodes'))} (--json lists their names, for --at)"
     _print(facts, as_json)
 
 
@@ -347,8 +342,6 @@ def _sizes(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--shape {text}: whole numbers, as in 3,224,224")
     return tuple(int(part) for part in parts)
 
-
-# -- pictures and files for other tools ----------------------------------------------------------------------------
 
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the inputs, where they moved since.")]
 

@@ -1,8 +1,9 @@
-"""What `explain` depends on: flags over a `--config` file over defaults. Free of torch, so that mistakes show at once."""
+"""What `explain` depends on: flags over a `--config` file over defaults. Free of torch: mistakes show at once."""
 
 import difflib
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -95,10 +96,20 @@ def resolve(given: Mapping[str, Any], file: Path | None) -> Config:
 def to_toml(config: Config) -> str:
     """All values as a file for `--config`, defaults and the method's own options included."""
     values = {each.name: getattr(config, each.name) for each in fields(config)}
-    defaults = {option.name: option.default for option in methods.description(config.method).options}
-    values["options"] = {key: value for key, value in {**defaults, **config.options}.items() if value is not None}
+    options = methods.description(config.method).options
+    given = {each.name: _typed(config.options.get(each.name, each.default), each.type) for each in options}
+    values["options"] = {key: value for key, value in given.items() if value is not None}
     values["inputs"] = list(config.inputs)
     return tomli_w.dumps({key: value for key, value in values.items() if value not in (None, {})})
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """An option's value as a number where the option takes numbers: on the command line all is text."""
+    for name, make in (("int", int), ("float", float)):
+        if isinstance(value, str) and name in kind:
+            with suppress(ValueError):
+                return make(value)
+    return value
 
 
 def _read(file: Path) -> dict[str, Any]:

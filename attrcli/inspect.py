@@ -3,38 +3,25 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attrcli import methods, preprocess
 from attrcli.errors import AttrcliError, UsageError
-from attrcli.store import RunFile, Status
+from attrcli.preprocess import Preprocess
+from attrcli.store import RunFile, Status, is_run_file
 
-_SIDECAR = """\
-# How this model's inputs are prepared. attrcli guessed what the file tells; check every line against the training code.
-[input]
-kind = "{kind}"
-{size}
-resize = "{resize}"
-channels = "{channels}"
-range = [0.0, 1.0]                  # what pixel values 0..255 map to before mean and std
-mean = {mean}
-std = {std}
-layout = "{layout}"
-dtype = "float32"
+if TYPE_CHECKING:
+    from attrcli.formats.spec import TensorSpec
+    from attrcli.model import Model
 
-[output]
-activation = "{activation}"         # none | softmax | sigmoid: what the file already applies
-# labels = "labels.txt"             # one name per line
-"""
+__all__ = ["is_run_file", "model_file", "run_file", "write_sidecar"]
+
+Shape = Sequence[int]
 
 
-def is_run_file(path: Path) -> bool:
-    """Whether a file is HDF5, as run files are, told by content."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+# -- run files -----------------------------------------------------------------------------------------------------
 
 
 def run_file(path: Path) -> dict[str, Any]:
@@ -47,120 +34,114 @@ def run_file(path: Path) -> dict[str, Any]:
             "rows": len(run),
             **{f"rows_{name}": count for name, count in sorted(counts.items())},
         }
-        keys = ("method", "options", "target", "score", "baseline", "model", "model_format", "model_sha256")
-        keys += ("precision", "seed", "batch_size", "device", "versions")
-        facts.update({key: run.attributes.get(key) for key in keys})
+        for key in (
+            *("method", "options", "target", "score", "baseline", "input", "output", "at", "model", "model_format"),
+            *("model_sha256", "inputs_root", "precision", "seed", "batch_size", "device", "versions"),
+        ):
+            facts[key] = run.attributes.get(key)
         facts["attribution"] = tuple(run.layout.attribution)
         facts.update(_gaps(run))
         failed = [(run.ids[i], run.messages[i]) for i in np.flatnonzero(run.status == Status.ERROR)[:10]]
         if failed:
-            facts["errors"] = [f"{name}: {message}" for name, message in failed]
+            facts["errors"] = [message if name in message else f"{name}: {message}" for name, message in failed]
         return facts
 
 
 def _gaps(run: RunFile) -> dict[str, Any]:
     """|gap| relative to the sum of |attribution|: median, 95 %, largest and where; nothing for other methods."""
-    relative, delta = gaps(run), run.read("completeness_delta")
-    if not np.isfinite(delta).any():
+    relative = run.gaps()
+    known = relative[~np.isnan(relative)]
+    if not known.size:
         return {}
     worst = int(np.nanargmax(relative))
     return {
-        "gap_median": float(f"{np.nanmedian(relative):.2g}"),
-        "gap_p95": float(f"{np.nanpercentile(relative, 95):.2g}"),
+        "gap_median": float(f"{np.quantile(known, 0.5, method='lower'):.2g}"),
+        "gap_p95": float(f"{np.quantile(known, 0.95, method='higher'):.2g}"),
         "gap_max": float(f"{relative[worst]:.2g}"),
         "gap_max_id": run.ids[worst],
     }
 
 
-def gaps(run: RunFile) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """|completeness gap| / sum of |attribution| of every row, float64 (n,); NaN where there is none."""
-    found = np.full(len(run), np.nan)
-    for rows in run.blocks():
-        values = run.read("attribution", rows)
-        total = np.abs(values).reshape(len(values), -1).sum(1, dtype=np.float64)
-        gap = np.abs(run.read("completeness_delta", rows).astype(np.float64))
-        found[rows] = np.divide(gap, total, out=np.where(gap == 0, 0.0, np.inf), where=total > 0)
-        found[rows][~np.isfinite(gap)] = np.nan
-    return found
+# -- model files ---------------------------------------------------------------------------------------------------
 
 
-def model_file(path: Path, shape: Sequence[int] | None = None) -> dict[str, Any]:
+def model_file(path: Path, shape: Shape | None = None) -> dict[str, Any]:
     """Format, inputs, outputs, parameters, operations, final activation, and which methods work and why not.
 
-    `shape` of one sample is needed where neither the file nor the sidecar tells; without it operations are counted
-    from the file. Raises ModelError for a file that cannot be opened.
+    `shape` of one sample, channels first, is needed where neither the file nor the sidecar tells; without it
+    operations are counted from the file. Raises ModelError for a file that cannot be opened.
     """
     from attrcli import model as models
-    from attrcli import preprocess
 
     model = models.load(path)
     source = model.source
-    embedded = preprocess.parse_embedded(source.metadata.get("attrcli.toml"), str(path))
-    sidecar = preprocess.find(path, None, embedded)
+    sidecar, where = _sidecar(model)
     facts: dict[str, Any] = {
         "model": str(path),
         "format": model.format,
         "sha256": model.sha256,
         "inputs": models.describe(source.inputs),
         "parameters": source.parameter_count(),
-        "preprocessing": "none: explain needs --preprocess, or a sidecar (--write-sidecar)"
-        if sidecar is None
-        else f"{sidecar.kind}, from {'the file itself' if embedded is not None else path.with_suffix('.toml').name}",
+        "preprocessing": f"{sidecar.kind}, from {where}"
+        if sidecar is not None
+        else "none: explain needs --preprocess, or a sidecar (--write-sidecar)",
     }
     problem = None
-    known = tuple(shape) if shape else _known_shape(source.inputs, sidecar)
+    explained = _explained(model)
+    known = tuple(shape) if shape else _known_shape(explained, sidecar)
     if known is None:
         problem = "the file does not say the size of its input: give --shape C,H,W, or a sidecar with size"
-        facts["outputs"] = "unknown until the input's size is known"
-    elif len(source.inputs) > 1:
-        problem = "several inputs: which methods work depends on --input and --fix"
-        facts["outputs"] = models.describe(source.outputs) if source.outputs else "unknown"
+        facts["outputs"] = models.describe(source.outputs) if source.outputs else "unknown until the size is"
     else:
         try:
-            _bind(model, sidecar)
-            facts.update(_graph_facts(model, known))
+            facts.update(_graph_facts(model, explained, sidecar, known))
         except AttrcliError as error:
             problem = str(error)
     facts["operations"] = dict(sorted(source.operations().items(), key=lambda item: -item[1]))
     if problem:
         facts["note"] = problem
-    facts["methods"] = _methods(model.format, None if known is None or len(source.inputs) > 1 else problem)
+    facts["methods"] = _methods(model, problem)
     return facts
 
 
-def _bind(model: Any, sidecar: Any) -> None:
-    import torch
-
-    if sidecar is not None:
-        declared = None if sidecar.activation == "none" else sidecar.activation
-        layout = sidecar.layout if sidecar.kind == "image" else "NCHW"
-        model.bind(dtype=getattr(torch, sidecar.dtype), declared=declared, layout=layout)
+def _sidecar(model: "Model") -> tuple[Preprocess | None, str]:
+    """The preprocessing that `explain` would find without flags, and where."""
+    embedded = preprocess.parse_embedded(model.source.metadata.get("attrcli.toml"), str(model.path))
+    beside = model.path.with_suffix(".toml")
+    return preprocess.find(model.path, None, embedded), beside.name if beside.is_file() else "the file itself"
 
 
-def _known_shape(inputs: Any, sidecar: Any) -> tuple[int, ...] | None:
-    """Shape of one sample, channels first, from the file or else the sidecar."""
-    if sidecar is not None and sidecar.kind == "image" and sidecar.size is not None:
-        return (3 if sidecar.channels != "L" else 1, *sidecar.size)
+def _explained(model: "Model") -> "TensorSpec":
+    """The input that is likely explained: the first that has gradients."""
+    inputs = model.source.inputs
+    return next((spec for spec in inputs if spec.dtype.is_floating_point), inputs[0])
+
+
+def _known_shape(spec: "TensorSpec", sidecar: Preprocess | None) -> tuple[int, ...] | None:
+    """Shape of one sample, channels first, from the sidecar or else the file."""
     if sidecar is not None and sidecar.sample_shape is not None:
-        return tuple(sidecar.sample_shape)
-    declared = inputs[0].shape
-    if declared is not None and None not in declared[1:]:
-        return tuple(declared[1:])
-    return None
+        shape = sidecar.sample_shape
+        last = sidecar.kind == "image" and sidecar.layout == "NHWC"
+        return (shape[-1], *shape[:-1]) if last else shape
+    if spec.shape is None or None in spec.shape[1:]:
+        return None
+    return tuple(size for size in spec.shape[1:] if size is not None)
 
 
-def _graph_facts(model: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _graph_facts(model: "Model", explained: "TensorSpec", sidecar: Preprocess | None, shape: Shape) -> dict[str, Any]:
+    """What the graph tells, for samples of this shape. Raises AttrcliError where it cannot be built."""
     from attrcli.graph import ops
 
-    engine = model.engine(shape)
-    kinds: Counter[str] = Counter()
+    outputs = _bind(model, explained, sidecar, tuple(shape))
+    engine = model.engine(tuple(shape))
     nodes = [node for node in engine.graph.graph.nodes if node.op == "call_function"]
+    kinds: Counter[str] = Counter()
     for node in nodes:
         kind = ops.classify(node.target)
         kinds[kind.value if kind else "?"] += 1
     return {
-        "sample_shape": shape,
-        "outputs": f"{engine.output} {'x'.join(map(str, engine.output_shape))}",
+        "sample_shape": tuple(shape),
+        "outputs": ", ".join(f"{name} {'x'.join(map(str, size)) or '1'}" for name, size in outputs.items()),
         "batch": "free" if engine.batch is None else f"frozen at {engine.batch}: samples run {engine.batch} at a time",
         "final_activation": engine.head,
         "graph_nodes": len(nodes),
@@ -170,23 +151,105 @@ def _graph_facts(model: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _methods(kind: str, problem: str | None) -> dict[str, str]:
-    """Which methods work on this model, and why not."""
-    from attrcli import methods
+def _bind(
+    model: "Model", explained: "TensorSpec", sidecar: Preprocess | None, shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Bind the first output, the other inputs at zero; return the outputs with their shapes per sample."""
+    import torch
 
+    from attrcli.formats.spec import Sample
+
+    p = sidecar or Preprocess("array", dtype=str(explained.dtype).removeprefix("torch."))
+    dtype, last = getattr(torch, p.dtype), p.kind == "image" and p.layout == "NHWC"
+    samples = {explained.name: Sample((*shape[1:], shape[0]) if last else shape, dtype)}
+    fixed = {}
+    for spec in model.source.inputs:
+        if spec.name == explained.name:
+            continue
+        if spec.shape is None or None in spec.shape[1:]:
+            raise UsageError(f"several inputs, and the file does not say the size of '{spec.name}'; explain tells more")
+        fixed[spec.name] = torch.zeros([size for size in spec.shape[1:] if size is not None], dtype=spec.dtype)
+        samples[spec.name] = Sample(tuple(fixed[spec.name].shape), spec.dtype)
+    declared = None if p.activation == "none" else p.activation
+    layout = "NHWC" if last else "NCHW"
+    try:
+        model.bind(input=explained.name, fixed=fixed, dtype=dtype, declared=declared, layout=layout)  # type: ignore[arg-type]
+        engine = model.engine(shape)
+        return {engine.output: engine.output_shape}
+    except UsageError:  # several outputs
+        shapes = model.source.build(samples, model.dtype, (2, 3)).meta["output_shapes"]
+        model.bind(
+            input=explained.name,
+            output=next(iter(shapes)),
+            fixed=fixed,
+            dtype=dtype,
+            declared=declared,  # type: ignore[arg-type]
+            layout=layout,
+        )
+        return {name: tuple(pair[0][1:]) for name, pair in shapes.items()}
+
+
+def _methods(model: "Model", problem: str | None) -> dict[str, str]:
+    """Which methods work on this model, and why not."""
+    dtype = model.input_dtype or _explained(model).dtype
+    more = ", ".join(
+        flag
+        for flag, several in (
+            ("--input and --fix", len(model.source.inputs) > 1),
+            ("--output", model.output is not None),
+        )
+        if several
+    )
     works = {}
     for name in methods.METHODS:
-        needs = methods.description(name).needs
-        if problem is None:
-            works[name] = "works"
-        elif kind == "onnx" and "gradient" not in needs:
+        gradient = "gradient" in methods.description(name).needs
+        if gradient and not dtype.is_floating_point:
+            works[name] = f"no: the input is {str(dtype).removeprefix('torch.')}; explain at a node with --at NODE"
+        elif problem is None:
+            works[name] = f"works, with {more}" if more else "works"
+        elif model.format == "onnx" and not gradient:
             works[name] = "works, in ONNX Runtime"
         else:
             works[name] = f"no: {problem}"
     return works
 
 
-def write_sidecar(path: Path, shape: Sequence[int] | None = None, *, force: bool = False) -> Path:
+# -- sidecars ------------------------------------------------------------------------------------------------------
+
+_HEADER = "# How this model's inputs are prepared. attrcli guessed what the file tells: check every line.\n[input]\n"
+_IMAGE = """\
+kind = "image"
+{size}
+resize = "{resize}"                 # exact | shorter-side (then centre crop) | none
+channels = "{channels}"                    # RGB | BGR | L
+range = [0.0, 1.0]                  # what pixel values 0..255 map to before mean and std
+mean = {mean}
+std = {std}
+layout = "{layout}"
+dtype = "{dtype}"
+"""
+_ARRAY = """\
+kind = "array"
+{size}
+# mean = [0.0]                      # subtracted from the values, one for all or one per channel
+# std = [1.0]                       # then divided by
+dtype = "{dtype}"
+"""
+_TABLE = """\
+kind = "table"
+# columns = ["a", "b"]              # the {count} columns of the CSV, in order; default: all but id and label
+# mean = [0.0]                      # subtracted from the values, one for all or one per column
+# std = [1.0]                       # then divided by
+dtype = "{dtype}"
+"""
+_OUTPUT = """
+[output]
+activation = "{activation}"                 # none | softmax | sigmoid: what the file already applies
+# labels = "labels.txt"             # one name per line
+"""
+
+
+def write_sidecar(path: Path, shape: Shape | None = None, *, force: bool = False) -> Path:
     """Write `<stem>.toml` beside a model, filled with what the file tells. Raises UsageError if it is there already."""
     from attrcli import model as models
 
@@ -194,35 +257,54 @@ def write_sidecar(path: Path, shape: Sequence[int] | None = None, *, force: bool
     if target.exists() and not force:
         raise UsageError(f"{target} is there already; --force writes over it")
     model = models.load(path)
-    declared = model.source.inputs[0].shape
-    sample = tuple(shape) if shape else declared[1:] if declared is not None else None
-    activation, layout, kind, size, channels = "none", "NCHW", "image", None, 3
-    if sample is not None and len(sample) == 3:
-        if sample[0] not in (1, 3) and sample[2] in (1, 3):
-            layout, channels, size = "NHWC", sample[2], sample[:2]
-        else:
-            channels, size = sample[0] or 3, sample[1:]
-    if sample is not None and None not in sample and len(model.source.inputs) == 1:
-        try:
-            first = (sample[2], *sample[:2]) if layout == "NHWC" else sample
-            model.bind(layout=layout)
-            head = model.engine(tuple(n for n in first if n is not None)).head
-            activation = "softmax" if head == "softmax" else "sigmoid" if head == "sigmoid" else "none"
-        except AttrcliError:
-            pass
-    known = size is not None and None not in size
-    text = _SIDECAR.format(
-        kind=kind,
-        size=f"size = {list(size)}" if known and size else "# size = [224, 224]              # height, width",
-        resize="exact" if known else "none",
-        channels="L" if channels == 1 else "RGB",
-        mean=[0.0] * (1 if channels == 1 else 3),
-        std=[1.0] * (1 if channels == 1 else 3),
-        layout=layout,
-        activation=activation,
-    )
+    embedded = preprocess.parse_embedded(model.source.metadata.get("attrcli.toml"), str(path))
+    if embedded is not None:
+        text = preprocess.to_toml(preprocess.from_mapping(embedded, f"{path} (embedded)", None))
+    else:
+        text = _guessed(model, shape)
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
     return target
+
+
+def _guessed(model: "Model", shape: Shape | None) -> str:
+    """The text of a sidecar, from the shape that the file or the user gives."""
+    spec = _explained(model)
+    sizes: tuple[int | None, ...] | None = tuple(shape) if shape else spec.shape[1:] if spec.shape else None
+    dtype = "float32" if spec.dtype.is_floating_point else str(spec.dtype).removeprefix("torch.")
+    last = sizes is not None and len(sizes) == 3 and sizes[0] not in (1, 3) and sizes[2] in (1, 3)
+    image = sizes is None or (len(sizes) == 3 and (last or sizes[0] in (None, 1, 3)))
+    first = (sizes[2], *sizes[:2]) if last and sizes is not None else sizes
+    activation = _activation(model, first, "NHWC" if last else "NCHW")
+    if not image and sizes is not None and len(sizes) == 1:
+        body = _TABLE.format(count=sizes[0] or "", dtype=dtype)
+    elif not image and sizes is not None:
+        known = None not in sizes
+        body = _ARRAY.format(size=f"size = {list(sizes)}" if known else "# size = [3, 224, 224]", dtype=dtype)
+    else:
+        channels, size = (first[0] or 3, list(first[1:])) if first else (3, [None])
+        known = None not in size
+        body = _IMAGE.format(
+            size=f"size = {size}" if known else "# size = [224, 224]               # height, width",
+            resize="exact" if known else "none",
+            channels="L" if channels == 1 else "RGB",
+            mean=[0.0] * (1 if channels == 1 else 3),
+            std=[1.0] * (1 if channels == 1 else 3),
+            layout="NHWC" if last else "NCHW",
+            dtype=dtype,
+        )
+    return _HEADER + body + _OUTPUT.format(activation=activation)
+
+
+def _activation(model: "Model", shape: tuple[int | None, ...] | None, layout: str) -> str:
+    """What the graph applies last, where it can be built."""
+    if shape is None or None in shape or len(model.source.inputs) > 1:
+        return "none"
+    try:
+        model.bind(layout=layout)
+        head = model.engine(tuple(size for size in shape if size is not None)).head
+    except AttrcliError:
+        return "none"
+    return head if head in ("softmax", "sigmoid") else "none"

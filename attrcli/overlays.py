@@ -263,7 +263,7 @@ def grid(
             scales = [render.run_scale(each, style.percentile) if each else None for each in maps]
         rows, failed = [], []
         for name in names:
-            found = [None if name not in place else place[name] for place in places]
+            found = [place.get(name) for place in places]
             try:
                 rows.append(_cells(source, runs, found, scales, name, style))
             except InputError as error:

@@ -1,4 +1,9 @@
-"""The methods: what an attribution is, one file each. The registry is this dict; nothing is imported before use."""
+"""The methods: what an attribution is, one file each. The registry is this dict; nothing is imported before use.
+
+model = attrcli.model.load("net.onnx")
+method = attrcli.methods.load("integrated_gradients", {"steps": "auto"})
+values = method.attribute(model, inputs, Target(index), baseline).values  # (N, ...), like inputs and baseline
+"""
 
 import importlib
 from collections.abc import Mapping

@@ -3,6 +3,8 @@
 import ast
 import difflib
 import importlib.util
+import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from attrcli.errors import UsageError
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its type as written, its default, and the line that explains it."""
+    """One option: its type (`int | auto`), its default, and the line that explains it."""
 
     name: str
     type: str
@@ -80,7 +82,7 @@ def _read(name: str, path: str, summary: str) -> Description:
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             text = " ".join(str(following.value.value).split())
-        options.append(Option(item.target.id, kind, ast.literal_eval(item.value), text))
+        options.append(Option(item.target.id, _readable(kind), ast.literal_eval(item.value), text))
     return Description(
         name=name,
         summary=summary,
@@ -91,6 +93,11 @@ def _read(name: str, path: str, summary: str) -> Description:
         axioms=tuple(sorted(facts["axioms"])),
         options=tuple(options),
     )
+
+
+def _readable(annotation: str) -> str:
+    """A type for people: the choices of a Literal without its name and quotes."""
+    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), annotation)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -110,7 +117,7 @@ def convert(kind: type, name: str, description: Description, options: Mapping[st
             raise unknown_option(description, key)
         try:
             values[key] = _convert(value, hints[key])
-        except ValueError:
+        except (ValueError, TypeError):
             raise UsageError(f"{name}: option {key}={value!r} does not fit its type, {known[key].type}") from None
     return values
 
@@ -121,7 +128,7 @@ def _convert(value: Any, kind: Any) -> Any:
         for choice in get_args(kind):
             try:
                 return _convert(value, choice)
-            except ValueError:
+            except (ValueError, TypeError):
                 continue
         raise ValueError
     if origin is Literal:
@@ -137,6 +144,9 @@ def _convert(value: Any, kind: Any) -> Any:
         if value is None or value == "none":
             return None
         raise ValueError
-    if isinstance(value, bool) and kind is not bool:
+    if isinstance(value, bool) or (kind is int and isinstance(value, float)):
         raise ValueError
-    return kind(value)
+    converted = kind(value)
+    if kind is float and not math.isfinite(converted):
+        raise ValueError
+    return converted

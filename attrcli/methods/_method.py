@@ -1,10 +1,11 @@
-"""What every method is: the protocol, the result, and the two sums that several of them share."""
+"""What every method is: the protocol, the result, and what several of them share."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 
+from attrcli.errors import UsageError
 from attrcli.model import Model, Target
 
 
@@ -46,6 +47,15 @@ class Method(Protocol):
     ) -> Attribution:
         """Explain a batch (N, ...). Sample i's result does not depend on sample j."""
         ...
+
+
+def require_baseline(method: str, inputs: torch.Tensor, baseline: torch.Tensor | None) -> torch.Tensor:
+    """The baseline, a row for each input. Raises UsageError when there is none, or when its shape is another."""
+    if baseline is None:
+        raise UsageError(f"{method} needs a baseline, shaped like the inputs: {tuple(inputs.shape)}")
+    if baseline.shape != inputs.shape:
+        raise UsageError(f"{method}: the baseline is {tuple(baseline.shape)}, the inputs are {tuple(inputs.shape)}")
+    return baseline
 
 
 def add_rows(total: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:

@@ -9,8 +9,14 @@ import numpy as np
 import torch
 
 from attrcli.errors import AttrcliWarning, UsageError
-from attrcli.methods._method import Attribution, add_rows, column
+from attrcli.methods._method import Attribution, add_rows, column, require_baseline
 from attrcli.model import Model, Target
+
+FIRST = 25
+"""Steps that steps=auto starts with."""
+
+ROUNDING = 8
+"""Units in the last place of the two scores below which steps=auto cannot tell a gap from rounding."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,8 @@ class IntegratedGradients:
     """A_i = (x_i - x'_i) * integral over alpha in [0, 1] of df/dx_i at x' + alpha (x - x').
 
     Sums to f(x) - f(x') up to the error of the quadrature; with steps=auto the number of steps is doubled, for each
-    sample alone, until that gap is small enough.
+    sample alone, until that gap is small enough, or no larger than the rounding of the two scores. A note per sample
+    says how many steps it took and which of the two it was.
     """
 
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv 1703.01365 (equation 1)"
@@ -33,7 +40,7 @@ class IntegratedGradients:
     tolerance: float = 0.01
     """For steps=auto: largest gap, as a fraction of max(|delta|, 1e-3 of the sum of |attribution|)."""
     max_steps: int = 1600
-    """For steps=auto: where to stop, with a warning."""
+    """For steps=auto: the most steps; a sample that needs more keeps these, with a warning and a note."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for values out of range."""
@@ -42,45 +49,53 @@ class IntegratedGradients:
             raise UsageError(f"integrated_gradients: steps={self.steps} must be at least {least} for rule={self.rule}")
         if not 0 < self.tolerance < 1:
             raise UsageError(f"integrated_gradients: tolerance={self.tolerance} must lie between 0 and 1")
-        if self.max_steps < 25:
-            raise UsageError(f"integrated_gradients: max_steps={self.max_steps} must be at least 25")
+        if self.max_steps < FIRST:
+            raise UsageError(f"integrated_gradients: max_steps={self.max_steps} must be at least {FIRST}")
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """One of each per step; for steps=auto the fewest there can be."""
-        steps = 25 if self.steps == "auto" else self.steps
-        return steps, steps
+        """One of each per step; for steps=auto the fewest there can be, and the scores at both ends."""
+        if self.steps != "auto":
+            return self.steps, self.steps
+        return FIRST + 2, FIRST
 
     def attribute(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
         """Integrate, at a fixed number of steps or until each sample's gap is within the tolerance."""
-        assert baseline is not None
-        if self.steps != "auto":
-            return Attribution(self._integrate(model, inputs, target, baseline, self.steps))
-        delta = model.scores(inputs, target) - model.scores(baseline, target)
+        baseline = require_baseline("integrated_gradients", inputs, baseline)
+        if self.steps == "auto":
+            return self._refine(model, inputs, target, baseline)
+        return Attribution(self._integrate(model, inputs, target, baseline, self.steps))
+
+    def _refine(self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor) -> Attribution:
+        """Double the steps of the samples whose gap is too large; each sample's note says how many it took."""
+        score, reference = model.scores(inputs, target), model.scores(baseline, target)
+        rounding = ROUNDING * torch.finfo(inputs.dtype).eps * (score.abs() + reference.abs())
         values = torch.zeros_like(inputs, dtype=torch.float64)
-        taken = torch.zeros(len(inputs), dtype=torch.long)
-        open_rows, steps = torch.arange(len(inputs), device=inputs.device), 25
-        while len(open_rows) and steps <= self.max_steps:
-            part = self._integrate(model, inputs[open_rows], target.take(open_rows), baseline[open_rows], steps)
-            values[open_rows], taken[open_rows.cpu()] = part, steps
-            flat = part.flatten(1)
-            gap = (flat.sum(1) - delta[open_rows]).abs()
-            accepted = self.tolerance * torch.maximum(delta[open_rows].abs(), 1e-3 * flat.abs().sum(1))
-            open_rows = open_rows[gap > accepted]
-            steps *= 2
-        if len(open_rows):
+        notes = [""] * len(inputs)
+        rows, steps = torch.arange(len(inputs), device=inputs.device), FIRST
+        while True:
+            part = self._integrate(model, inputs[rows], target.take(rows), baseline[rows], steps)
+            values[rows] = part
+            total, size, delta = part.flatten(1).sum(1), part.flatten(1).abs().sum(1), (score - reference)[rows]
+            gap = (total - delta).abs()
+            reached = gap <= self.tolerance * torch.maximum(delta.abs(), 1e-3 * size)
+            rounded = ~reached & (gap <= rounding[rows])
+            for row, within, noise in zip(rows.tolist(), reached.tolist(), rounded.tolist(), strict=True):
+                why = "" if within else " (gap within rounding)" if noise else " (tolerance missed)"
+                notes[row] = f"steps={steps}{why}"
+            rows = rows[~(reached | rounded)]
+            if not len(rows) or steps == self.max_steps:
+                break
+            steps = min(2 * steps, self.max_steps)
+        if len(rows):
             warnings.warn(
-                f"integrated_gradients: {len(open_rows)} of {len(inputs)} samples still miss the tolerance "
-                f"{self.tolerance:g} at {int(taken.max())} steps: raise max_steps or see /completeness_delta",
+                f"integrated_gradients: {len(rows)} of {len(inputs)} samples still miss the tolerance "
+                f"{self.tolerance:g} at {steps} steps: raise max_steps or see /completeness_delta",
                 AttrcliWarning,
                 stacklevel=2,
             )
-        missed = set(open_rows.tolist())
-        note = tuple(
-            f"steps={n}" + (" (tolerance missed)" if i in missed else "") for i, n in enumerate(taken.tolist())
-        )
-        return Attribution(values, note=note)
+        return Attribution(values, note=tuple(notes))
 
     def _integrate(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor, steps: int
@@ -93,7 +108,7 @@ class IntegratedGradients:
             sample, step = rows // steps, rows % steps
             points = torch.addcmul(baseline[sample], difference[sample], column(nodes[step], inputs))
             gradient, _ = model.gradient(points, target.take(sample))
-            add_rows(total, sample, gradient.mul_(column(weights[step], gradient)))
+            add_rows(total, sample, gradient * column(weights[step], gradient))
         return total * difference
 
 
@@ -103,7 +118,8 @@ def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     if rule == "gausslegendre":
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         return (nodes + 1) / 2, weights / 2
-    nodes = np.linspace(0, 1, steps)
-    weights = np.full(steps, 1 / (steps - 1))
-    weights[[0, -1]] /= 2
-    return nodes, weights
+    if rule == "trapezoid":
+        weights = np.full(steps, 1 / (steps - 1))
+        weights[[0, -1]] /= 2
+        return np.linspace(0, 1, steps), weights
+    raise UsageError(f"integrated_gradients: rule={rule} must be gausslegendre or trapezoid")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from attrcli.errors import UsageError
-from attrcli.methods._method import Attribution
+from attrcli.methods._method import Attribution, column, require_baseline
 from attrcli.model import Model, Target
 
 Window = tuple[slice, ...]
@@ -63,7 +63,7 @@ class Occlusion:
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
         """Score every masked input, pass by pass, and spread each fall over its window."""
-        assert baseline is not None
+        baseline = require_baseline("occlusion", inputs, baseline)
         windows = self.windows(tuple(inputs.shape[1:]))
         score = model.scores(inputs, target)
         fall = torch.zeros(len(inputs), len(windows), dtype=torch.float64, device=inputs.device)
@@ -77,6 +77,6 @@ class Occlusion:
         count = torch.zeros(inputs.shape[1:], dtype=torch.float64, device=inputs.device)
         for number, window in enumerate(windows):
             block = total[(slice(None), *window)]
-            block += fall[:, number].reshape(-1, *[1] * (total.dim() - 1))
+            block += column(fall[:, number], total)
             count[window] += 1
         return Attribution(total / count)

@@ -1,5 +1,7 @@
 """SmoothGrad, SmoothGrad-squared and VarGrad."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -35,8 +37,8 @@ class SmoothGrad:
         """Raises UsageError for values out of range."""
         if self.samples < 2 or self.samples % 2:
             raise UsageError(f"smoothgrad: samples={self.samples} must be even and at least 2")
-        if not self.noise >= 0:
-            raise UsageError(f"smoothgrad: noise={self.noise} must not be negative")
+        if not 0 <= self.noise < float("inf"):
+            raise UsageError(f"smoothgrad: noise={self.noise} must be finite and not negative")
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """One of each per copy."""
@@ -45,25 +47,28 @@ class SmoothGrad:
     def attribute(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
-        """Accumulate g and g^2 in float64 over the copies."""
+        """Accumulate g and g^2 in float64 over the copies, pass by pass over all (sample, copy) pairs."""
         low, high = inputs.flatten(1).amin(1), inputs.flatten(1).amax(1)
         spread = column(self.noise * (high - low), inputs)
+        seeds = [0] * len(inputs) if target.seed is None else target.seed.tolist()
+        noise = itertools.chain.from_iterable(self._noise(seed, inputs.shape[1:]) for seed in seeds)
         first = torch.zeros_like(inputs, dtype=torch.float64)
         second = torch.zeros_like(first)
-        for sample in range(len(inputs)):  # one at a time: the noise of a whole batch would not fit
-            generator = torch.Generator().manual_seed(0 if target.seed is None else int(target.seed[sample]))
-            for start in range(0, self.samples // 2, max(1, model.rows // 2)):
-                pairs = min(max(1, model.rows // 2), self.samples // 2 - start)
-                drawn = torch.randn(pairs, *inputs.shape[1:], generator=generator, dtype=torch.float64)
-                noise = drawn.to(inputs) * spread[sample]
-                points = inputs[sample] + torch.cat([noise, -noise])
-                rows = torch.full((len(points),), sample, device=inputs.device)
-                gradient, _ = model.gradient(points, target.take(rows))
-                add_rows(first, rows, gradient)
-                if self.reduce != "mean":
-                    add_rows(second, rows, gradient.double().square())
-        mean = first / self.samples
-        if self.reduce == "mean":
-            return Attribution(mean)
-        squared = second / self.samples
-        return Attribution(squared if self.reduce == "squared" else (squared - mean.square()).clamp_min(0))
+        for rows in model.passes(len(inputs) * self.samples):
+            sample = rows // self.samples
+            drawn = torch.stack(list(itertools.islice(noise, len(rows)))).to(inputs)
+            gradient, _ = model.gradient(torch.addcmul(inputs[sample], drawn, spread[sample]), target.take(sample))
+            add_rows(first, sample, gradient)
+            if self.reduce != "mean":
+                add_rows(second, sample, gradient.double().square())
+        mean, squared = first / self.samples, second / self.samples
+        reduced = {"mean": mean, "squared": squared, "variance": (squared - mean.square()).clamp_min(0)}
+        return Attribution(reduced[self.reduce])
+
+    def _noise(self, seed: int, shape: torch.Size) -> Iterator[torch.Tensor]:
+        """+e, -e, ... of one sample; each e is a draw of its own, so that the size of a pass changes none."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(self.samples // 2):
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+            yield drawn
+            yield -drawn

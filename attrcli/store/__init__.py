@@ -5,7 +5,7 @@
 
 from .disk import disk_errors, replacing, write_datasets
 from .layout import SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
-from .reader import RunFile
+from .reader import RunFile, is_run_file
 from .writer import RunWriter
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Status",
     "config_of",
     "disk_errors",
+    "is_run_file",
     "replacing",
     "write_datasets",
 ]

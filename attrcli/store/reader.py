@@ -13,6 +13,20 @@ from ..errors import UsageError
 from .layout import SCHEMA, Array, Layout, Status, blocks, decode
 
 
+def is_run_file(path: Path) -> bool:
+    """Whether a file is a run file, even a damaged one, told by content; other HDF5 files (Keras) are not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89HDF\r\n\x1a\n":
+            return False
+    try:
+        with h5py.File(path, "r", locking=False) as opened:
+            return str(opened.attrs.get("schema", "")).startswith("attrcli/")
+    except OSError:
+        return True
+
+
 class RunFile:
     """A run file, finished or `.part`, open for reading; datasets are read on use. Close it, or use `with`.
 
