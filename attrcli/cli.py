@@ -232,13 +232,15 @@ def _report(summary: "Summary", drawn: int | None, folder: str | None, as_json: 
         facts.update(inputs_added=summary.added, inputs_removed=summary.removed)
     if summary.accuracy:
         right, labelled = summary.accuracy
-        facts.update(labelled=labelled, accuracy=round(right / labelled, 4))
+        facts |= (
+            {"accuracy": right / labelled, "labelled": labelled} if as_json else {"accuracy": f"{right}/{labelled}"}
+        )
     if summary.gaps:
         ordered = sorted(summary.gaps)
         facts["gap_median"] = float(f"{ordered[len(ordered) // 2]:.2g}")
         facts["gap_max"] = float(f"{ordered[-1]:.2g}")
     if drawn is not None:
-        facts.update(overlays=drawn, overlay_folder=folder)
+        facts |= {"overlays": drawn, "folder": folder} if as_json else {"overlays": f"{drawn} in {folder}"}
     _print(facts, as_json)
 
 
@@ -375,7 +377,7 @@ def render(
         raise UsageError("several run files make one picture: give --out FILE.png, or render them one by one")
     with _progress(quiet) as report:
         drawn, failed = overlays.draw(runs[0], out, style, root=root, force=force, progress=report)
-    _print({"overlays": drawn, "overlay_folder": out}, False)
+    _print({"overlays": f"{drawn} in {out}"}, False)
     if failed:
         raise typer.Exit(3)
 

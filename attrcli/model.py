@@ -144,6 +144,11 @@ class Model:
 
         For at most `rows` rows: cut larger work with `passes`. Raises NonFiniteError naming the node.
         """
+        if not inputs.is_floating_point():
+            raise ModelError(
+                f"{self.path}: input '{self.input}' is {str(inputs.dtype).removeprefix('torch.')}, which has no gradient; "
+                "explain a node of the graph behind it instead, with --at NODE"
+            )
         leaf = inputs.detach().requires_grad_(True)
         with torch.enable_grad():
             score = select(self._graph_run(leaf, target.held), target, self.head(inputs))
@@ -153,9 +158,9 @@ class Model:
                 gradient = torch.zeros_like(inputs)
         self.on_pass(len(inputs))
         score = score.detach()
-        finite = torch.isfinite(gradient.sum()) & torch.isfinite(score.sum())
-        if not bool(finite):
-            self._require_finite(score + gradient.flatten(1).sum(1), inputs, target)
+        if not bool(torch.isfinite(gradient.sum() + score.sum())):
+            self._require_finite(gradient.flatten(1), inputs, target)
+            self._require_finite(score, inputs, target)
         return gradient, score
 
     def passes(self, count: int) -> Iterator[torch.Tensor]:
@@ -229,6 +234,7 @@ class Model:
         if self.input in samples:
             _require_shape(declared, samples[self.input].shape)
         if declared is not None and declared[0] is not None:
+            self._say_frozen(declared[0], "the file says so")
             return self._frozen(samples, declared[0])
         try:
             graph = self.source.build(samples, self.dtype, FREE)
@@ -244,10 +250,12 @@ class Model:
             made = self._frozen(samples, 1)
         except (UnsupportedOp, ModelError):
             raise first from None
-        warnings.warn(
-            f"{self.path}: its batch is frozen at 1; samples run one by one ({first})", AttrcliWarning, stacklevel=2
-        )
+        self._say_frozen(1, str(first))
         return made
+
+    def _say_frozen(self, batch: int, reason: str) -> None:
+        how = "samples run one by one" if batch == 1 else f"samples run {batch} by {batch}"
+        warnings.warn(f"{self.path}: its batch is frozen at {batch}; {how} ({reason})", AttrcliWarning, stacklevel=2)
 
     def _frozen(self, samples: Mapping[str, Sample], batch: int) -> Engine:
         graph = self.source.build(samples, self.dtype, (batch, batch))
@@ -270,14 +278,21 @@ class Model:
         return self.engine(tuple(inputs.shape[1:]))(*self._arguments(inputs, held))
 
     def _require_finite(self, values: torch.Tensor, inputs: torch.Tensor, target: Target) -> None:
-        bad = (~torch.isfinite(values)).nonzero().flatten()
+        """Raise NonFiniteError, naming the node, for the first row of values (N, ...) with a NaN or an infinity."""
+        bad = (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero().flatten()
         if not len(bad):
             return
-        row = bad[:1]
-        held = target.take(row).held
-        engine_ = self.engine(tuple(inputs.shape[1:]))
-        arguments = [x.cpu() for x in self._arguments(inputs[row], held)]
-        where = first_nonfinite(passes.place(engine_.logits, torch.device("cpu"), channels_last=False), arguments)
+        head, ready = self.head(inputs), self.engine(tuple(inputs.shape[1:]))
+        rows = bad[:1].expand(ready.batch or 1)
+        one = target.take(rows)
+        names = [spec.name for spec in self.source.inputs]
+        arguments = [x.cpu() for x in self._arguments(inputs[rows], one.held)]
+
+        def score(logits: torch.Tensor) -> torch.Tensor:
+            return select(logits.reshape(len(rows), *ready.output_shape), one.cpu(), head)
+
+        graph = passes.place(ready.logits, torch.device("cpu"), channels_last=False)
+        where = first_nonfinite(graph, dict(zip(names, arguments, strict=True)), self.input, score)
         raise NonFiniteError(f"{self.path}: {where}")
 
     # -- ONNX Runtime --------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class Plan:
         self.wanted = targets.parse(config.target, self.preprocess.labels)
         self.baseline = self._baseline()
         self.shape = self._sample_shape()
+        self._require_width()
         self._require_numbers()
         self.attribution_shape = self._attribution_shape()
         self.batch_size = self._batch_size()
@@ -100,9 +101,12 @@ class Plan:
 
     def _preprocess(self) -> Preprocess:
         embedded = preprocess.parse_embedded(self.model.source.metadata.get("attrcli.toml"), str(self.path))
-        shape = self._spec().shape
-        grey = shape is not None and len(shape) == 4 and 1 in (shape[1], shape[3])
-        found = preprocess.find(self.path, self.config.preprocess, embedded, "L" if grey else "RGB")
+        shape, channels = self._spec().shape, "RGB"
+        if shape is not None:
+            channels = "L" if len(shape) == 4 and 1 in (shape[1], shape[3]) else "RGB"
+        elif self.config.preprocess is not None and (own := preprocess.find(self.path, None, embedded)) is not None:
+            channels = own.channels  # a preset says nothing of channels
+        found = preprocess.find(self.path, self.config.preprocess, embedded, channels)
         if found is not None:
             return found
         kind = data.guess_kind(self.config.inputs)
@@ -220,6 +224,18 @@ class Plan:
             first = first or sample.message
         raise InputError(f"none of the {len(self.records)} inputs can be read: {first}")
 
+    def _require_width(self) -> None:
+        """Raise UsageError for a table of another width than the model: every row would fail."""
+        if self.preprocess.kind != "table" or self.preprocess.columns is not None:
+            return
+        record = self.records[0]
+        sample = self._ahead[record.id] = self.read(record)
+        if not sample.message and sample.x.shape != self.shape:
+            raise UsageError(
+                f"{record.path}: {sample.x.size} columns besides id and label, and the model takes {self.shape[0]}; "
+                "name those that it takes, in order, in a sidecar: [input] columns = [...]"
+            )
+
     def _attribution_shape(self) -> tuple[int, ...]:
         """Shape of one row of attributions: the input's, or that of the node of `--at`."""
         self.explained = self.model
@@ -244,6 +260,13 @@ class Plan:
             if "gradient" in self.method.needs or self.config.at is not None or self.model.format != "onnx":
                 raise
             return None
+        except ModelError as error:
+            if self._spec().shape is not None:
+                raise
+            size = "x".join(map(str, self.shape))
+            raise ModelError(
+                f"{error} (for inputs of {size}; if that is not the model's size, the sidecar is wrong)"
+            ) from error
 
     def _require_numbers(self) -> None:
         """Raise ModelError for weights that are NaN: every row would fail, each with a message of its own."""

@@ -46,14 +46,9 @@ def fit(
     """
     device = torch.device(device)
     rows = _row_count(arrays)
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise UsageError("training: the module has no parameter that requires a gradient, so there is nothing to train")
+    parameters = _trainable(module)
     if epochs < 1 or batch_size < 1 or not lr > 0:
-        raise UsageError(
-            f"training: epochs {epochs}, batch_size {batch_size}, lr {lr}: "
-            "epochs and batch_size must be at least 1 and lr above 0"
-        )
+        raise UsageError(f"training: epochs={epochs} and batch_size={batch_size} must be at least 1, lr={lr} above 0")
     batches = math.ceil(rows / batch_size)
     steps = epochs * batches
     module.to(device).train()
@@ -70,12 +65,7 @@ def fit(
                     group["lr"] = lr * _one_cycle(step / steps)
                 step += 1
                 value = loss(module, *(array[index].to(device) for array in arrays))
-                number = float(value.detach())
-                if not math.isfinite(number):
-                    raise UsageError(
-                        f"training: the loss is {number} at step {step} of {steps}; "
-                        f"check the data for NaN, or lower the learning rate (it is {lr})"
-                    )
+                number = _finite(float(value.detach()), step, steps, lr)
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 if max_grad_norm is not None:
@@ -88,6 +78,22 @@ def fit(
     module.zero_grad()
     module.eval()
     return history
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UsageError("training: the module has no parameter that requires a gradient, so there is nothing to train")
+    return parameters
+
+
+def _finite(loss: float, step: int, steps: int, lr: float) -> float:
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"training: the loss is {loss} at step {step} of {steps}; "
+            f"check the data for NaN, or lower the learning rate (it is {lr})"
+        )
+    return loss
 
 
 def _row_count(arrays: Sequence[Tensor]) -> int:

@@ -132,8 +132,8 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_weights() -> None:
             lambda: fit(nn.Linear(3, 1), (line(4)[0], line(5)[1]), squared_error, epochs=1, lr=0.1),
             r"\(4, 3\), \(5, 1\)",
         ),
-        (lambda: fit(nn.Linear(3, 1), line(4), squared_error, epochs=0, lr=0.1), "epochs 0"),
-        (lambda: fit(nn.Linear(3, 1), line(4), squared_error, epochs=1, lr=float("nan")), "lr nan"),
+        (lambda: fit(nn.Linear(3, 1), line(4), squared_error, epochs=0, lr=0.1), "epochs=0"),
+        (lambda: fit(nn.Linear(3, 1), line(4), squared_error, epochs=1, lr=float("nan")), "lr=nan"),
         (lambda: fit(nn.ReLU(), line(4), squared_error, epochs=1, lr=0.1), "nothing to train"),
     ],
 )

@@ -5,7 +5,6 @@ becomes ATen calls through the op table (onnx_ops). Nothing of the file is execu
 from the model's own folder.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from torch import fx
 
 from attrcli.errors import ModelError
 from attrcli.formats.onnx_ops.base import DTYPES, Stored
-from attrcli.formats.onnx_ops.walk import Walk, all_nodes, domain_of, one_line, stored_tensor, type_name
+from attrcli.formats.onnx_ops.functions import functions_of
+from attrcli.formats.onnx_ops.protos import all_nodes, check_size, domain_of, one_line, stored_tensor, type_name
+from attrcli.formats.onnx_ops.walk import File, Walk
 from attrcli.formats.spec import Sample, TensorSpec
 from attrcli.graph.build import Builder
-
-_MOST_ELEMENTS = 1 << 40
 
 
 class Onnx:
@@ -38,6 +37,7 @@ class Onnx:
         self.opsets = _opsets(self._proto, path)
         try:
             self._stored = _initializers(self._proto, path)
+            self._functions = functions_of(self._proto)
             names = {entry.name for entry in graph.initializer}
             given = [value for value in graph.input if value.name not in names]
             self.inputs = tuple(_spec(value) for value in given)
@@ -51,19 +51,24 @@ class Onnx:
 
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Walk the graph for inputs of these sample shapes. Raises UnsupportedOp, ModelError."""
-        builder = Builder(dtype)
-        walk = Walk(builder, self.opsets, self._stored)
+        shapes = {}
         for spec in self.inputs:
             if spec.name not in samples:
                 raise ModelError(f"the model also takes input '{spec.name}', which is not given")
             sample = samples[spec.name]
             _check_sample(spec, sample)
-            shapes = [() if spec.shape == () else (batch, *sample.shape) for batch in batches]
-            walk.placeholder(spec.name, shapes, spec.dtype)
+            shapes[spec.name] = [() if spec.shape == () else (batch, *sample.shape) for batch in batches]
+        return self.imported(shapes, dtype)
+
+    def imported(self, shapes: Mapping[str, Sequence[Sequence[int]]], dtype: torch.dtype) -> fx.GraphModule:
+        """Walk the graph for inputs of these whole shapes at the two probes. Raises UnsupportedOp, ModelError."""
+        walk = Walk(Builder(dtype), self.opsets, dict(self._stored), File(self._functions))
+        for spec in self.inputs:
+            walk.placeholder(spec.name, shapes[spec.name], spec.dtype)
         names = [output.name for output in self.outputs or ()]
         with torch.no_grad():
-            walk.run(self._proto.graph, names)
-            return _without_unused(builder.finish({name: walk.output(name) for name in names}))
+            walk.run(self._proto.graph.node, names)
+            return _without_unused(walk.b.finish({name: walk.output(name) for name in names}))
 
     def operations(self) -> dict[str, int]:
         """Count the nodes by op type, subgraphs included; ops of other operator sets with their domain."""
@@ -140,7 +145,7 @@ def _initializers(proto: onnx.ModelProto, path: Path) -> dict[str, Stored]:
     }
     stored = {}
     for entry in _all_tensors(proto):
-        _check_size(f"tensor '{entry.name}'", entry.dims)
+        check_size(f"tensor '{entry.name}'", entry.dims)
         if entry.data_location == onnx.TensorProto.EXTERNAL:
             _read_external(entry, path.parent)
     for entry in proto.graph.initializer:
@@ -164,13 +169,6 @@ def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
                 graphs.extend([attribute.g] if attribute.HasField("g") else [])
                 graphs.extend(attribute.graphs)
-
-
-def _check_size(what: str, sizes: Sequence[int]) -> None:
-    if any(size < 0 for size in sizes):
-        raise ModelError(f"{what} has a negative dimension: {list(sizes)}")
-    if math.prod(sizes) > _MOST_ELEMENTS:
-        raise ModelError(f"{what} has {math.prod(sizes)} elements: {list(sizes)}")
 
 
 def _read_external(entry: onnx.TensorProto, folder: Path) -> None:
@@ -216,7 +214,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     shape = None
     if declared.HasField("shape"):
         shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in declared.shape.dim)
-        _check_size(f"'{value.name}'", [size for size in shape if size is not None])
+        check_size(f"'{value.name}'", [size for size in shape if size is not None])
     return TensorSpec(value.name, shape, DTYPES.get(declared.elem_type, torch.float32))
 
 

@@ -17,10 +17,7 @@ from attrcli.formats.spec import Sample, TensorSpec
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
 from attrcli.graph.build import Builder
 
-_ENTRY = re.compile(
-    r"data\.pkl|constants\.pkl|bytecode\.pkl|mobile_debug_handles\.pkl|version|byteorder|\.data/\w+|extra/.+"
-    r"|(data|constants|bytecode)/\d+|code/.+\.py|code/.+\.debug_pkl"
-)
+_ENTRY = re.compile(r"\w+\.pkl|\w+/\d+|version|byteorder|\.data/\w+|extra/.+|code/.+\.(py|debug_pkl)")
 """What `torch.jit.save` writes. Older kinds of archives keep their code elsewhere, where nobody would look at it."""
 
 _FORBIDDEN = {
@@ -137,7 +134,7 @@ def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
             if entry.file_size > (size if entry.compress_type == zipfile.ZIP_STORED else _LARGEST_TEXT):
                 raise ModelError(f"refused: the entry {inner!r} is {entry.file_size} bytes in a file of {size}")
             data = archive.read(entry)
-            if inner.startswith("code/"):
+            if inner.startswith("code/") or inner.endswith(".pkl"):
                 _check_code(inner, data)
             elif inner.startswith("extra/") and len(data) < 1 << 20:
                 extra[inner.removeprefix("extra/")] = data.decode("utf-8", "replace")
@@ -147,9 +144,11 @@ def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
 
 
 def _check_code(name: str, data: bytes) -> None:
-    if not name.endswith(".py"):
+    """Refuse what may not be in a source file, or a class that a pickle names, however it is laid out in lines."""
+    if name.startswith("code/") and not name.endswith(".py"):
         return
-    code = re.sub(r"[\s\\]*([.(])[\s\\]*", r"\1", data.decode("utf-8", "replace"))
+    text = data.decode("utf-8", "replace")
+    code = re.sub(r"[\s\\]*([.(])[\s\\]*", r"\1", text) if name.endswith(".py") else text.replace("\n", ".")
     for pattern, what in _FORBIDDEN.items():
         if re.search(pattern, code):
             raise ModelError(f"refused: its code ({name}) uses {what}; an honest model file does not need it")

@@ -75,8 +75,8 @@ class Occlusion:
             fall[sample, window] = score[sample] - model.scores(masked, target.take(sample))
         total = torch.zeros_like(inputs, dtype=torch.float64)
         count = torch.zeros(inputs.shape[1:], dtype=torch.float64, device=inputs.device)
-        for number, window in enumerate(windows):
-            block = total[(slice(None), *window)]
+        for number, place in enumerate(windows):
+            block = total[(slice(None), *place)]
             block += column(fall[:, number], total)
-            count[window] += 1
+            count[place] += 1
         return Attribution(total / count)

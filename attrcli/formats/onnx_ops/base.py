@@ -44,7 +44,8 @@ class Stored:
     parameter: bool = False
 
 
-Operand = Value | Known | Stored | None
+Operand = Any
+"""Value | Known | Stored | None where the file leaves it out | a tuple of operands: a sequence."""
 
 Result = Any
 """What an op function returns: one output (an Operand), or a list of them."""
@@ -99,8 +100,11 @@ def tensor(b: Builder, operand: Operand) -> Value:
         b.refuse("an input that must be given is missing")
     if isinstance(operand, Stored):
         return b.tensor(operand.tensor, operand.name, parameter=operand.parameter)
+    if isinstance(operand, tuple):
+        b.refuse("a sequence where a tensor is wanted")
     if not isinstance(operand, Known):
-        return operand
+        value: Value = operand
+        return value
     numbers = operand.list()
     if not any(isinstance(number, Value) for number in numbers):
         return b.literal(operand.array.tolist(), operand.dtype)
@@ -115,6 +119,8 @@ def known(b: Builder, operand: Operand) -> Known | None:
     """The operand as numbers; refused when they depend on an input's data."""
     if operand is None or isinstance(operand, Known):
         return operand
+    if isinstance(operand, tuple):
+        b.refuse("a sequence where numbers are wanted")
     if isinstance(operand, Stored):
         return Known(objects(operand.tensor.tolist()).reshape(operand.tensor.shape), operand.tensor.dtype)
     if operand.data or operand.probes[0].is_meta:

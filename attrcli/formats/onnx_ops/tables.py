@@ -13,3 +13,28 @@ TABLES: dict[str, Table] = {
     "": {**ELEMENTWISE, **INDEXING, **LAYERS, **POOLING, **REDUCTIONS, **RESIZE, **STRUCTURE},
 }
 """Operator set domain -> op type -> version -> row."""
+
+REFUSED: dict[str, dict[str, str]] = {
+    "": {
+        **dict.fromkeys(
+            ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+            "draws random numbers, so that no attribution would be repeatable",
+        ),
+        **dict.fromkeys(
+            ("NonMaxSuppression", "Unique"), "gives an output whose size depends on the data: cut the model before it"
+        ),
+        **dict.fromkeys(
+            ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
+            "works on text: cut the model behind it",
+        ),
+        "ImageDecoder": "reads compressed image files: cut the model behind it",
+    },
+    "ai.onnx.ml": {
+        **dict.fromkeys(
+            ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"),
+            "is a set of decision trees, constant almost everywhere: forward-only methods run it in ONNX Runtime",
+        ),
+        **dict.fromkeys(("LabelEncoder", "CategoryMapper", "DictVectorizer"), "maps labels, not numbers"),
+    },
+}
+"""Operator set domain -> op type -> why there is no row for it and will be none."""

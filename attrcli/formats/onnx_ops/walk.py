@@ -1,28 +1,55 @@
 """The walk over an ONNX graph: nodes become ATen calls by the op table, shapes stay numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import defs, numpy_helper
+from onnx import defs
 from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
-from attrcli.formats.onnx_ops.base import DTYPES, SMALL, Known, Node, Op, Operand, Stored, known, tensor
+from attrcli.formats.onnx_ops.base import LARGEST, SMALL, Known, Node, Op, Operand, Stored, known, tensor
+from attrcli.formats.onnx_ops.control import CONTROL
+from attrcli.formats.onnx_ops.functions import Function, standard_function
 from attrcli.formats.onnx_ops.numbers import ON_NUMBERS
-from attrcli.formats.onnx_ops.tables import TABLES
+from attrcli.formats.onnx_ops.protos import all_nodes, attributes_of, domain_of, one_line, stored_tensor
+from attrcli.formats.onnx_ops.tables import REFUSED, TABLES
 from attrcli.graph.build import Builder, Value
 
+MOST_NODES = 200_000
+"""Most nodes that one import evaluates, loops unrolled and functions opened."""
 
+MOST_LEVELS = 60
+"""Most functions and subgraphs inside one another."""
+
+
+@dataclass
+class File:
+    """What every walk over one file shares: its functions, and what it has cost so far."""
+
+    functions: dict[tuple[str, str], Function] = field(default_factory=dict)
+    nodes: int = 0
+    elements: int = 0
+
+
+@dataclass
 class Walk:
-    """One walk over a graph: an environment from ONNX tensor names to operands."""
+    """One walk over a graph: an environment from ONNX tensor names to operands.
 
-    def __init__(self, builder: Builder, opsets: Mapping[str, int], stored: Mapping[str, Stored]) -> None:
-        self.b = builder
-        self.opsets = opsets
-        self.env: dict[str, Operand] = {"": None, **stored}
+    The walk over a subgraph or a function's body is a `child`: `attributes` are the function's, `place` says where the
+    body stands in the file.
+    """
+
+    b: Builder
+    opsets: dict[str, int]
+    env: MutableMapping[str, Operand]
+    file: File
+    attributes: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+    level: int = 0
 
     def placeholder(self, name: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
         """Add an input of the model."""
@@ -33,23 +60,31 @@ class Walk:
     def output(self, name: str) -> Value:
         """The tensor of this name, as an output."""
         if name not in self.env:
-            raise ModelError(f"no node makes the output '{name}'")
+            raise ModelError(f"no node makes the output '{one_line(name)}'")
         return tensor(self.b, self.env[name])
 
-    def run(self, graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
-        """Evaluate the nodes that these outputs need, in the order of the file."""
-        for proto in _needed(graph, outputs):
+    def run(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[Operand]:
+        """Evaluate the nodes that these outputs need, in the order of the file; return the outputs."""
+        for proto in _needed(nodes, outputs):
             name = proto.name or next((output for output in proto.output if output), "")
-            self.b.where = one_line(f"node '{name}' ({proto.op_type})")
+            self.b.where = self.place + one_line(f"node '{name}' ({proto.op_type})")
+            self.file.nodes += 1
+            if self.file.nodes > MOST_NODES:
+                raise ModelError(f"{self.b.where}: the graph has more than {MOST_NODES} nodes once loops are unrolled")
             try:
-                results = self.step(proto, Node(proto.op_type, _attributes(proto), proto.output))
+                results = self.step(proto, Node(proto.op_type, attributes_of(proto, self.attributes), proto.output))
             except AttrcliError:
                 raise
-            except Exception as error:
+            except (Exception, RecursionError) as error:
                 raise ModelError(f"{self.b.where}: {_first_line(error)}") from error
             for output, result in zip(proto.output, results, strict=False):
-                self.env[output] = self.folded(output, result)
-        self.b.where = ""
+                if output:
+                    self.env[output] = self.folded(output, result)
+        self.b.where = self.place
+        missing = next((name for name in outputs if name not in self.env), None)
+        if missing is not None:
+            raise ModelError(f"{self.place}no node makes the output '{one_line(missing)}'")
+        return [self.env[name] for name in outputs]
 
     def folded(self, name: str, result: Operand) -> Operand:
         """A result under its name; one computed from constants alone is a constant from here on.
@@ -58,25 +93,78 @@ class Walk:
         """
         if not isinstance(result, Value) or result.node.op != "call_function":
             return result
-        result.node.meta.setdefault("tensor", name)
+        if not self.level:
+            result.node.meta.setdefault("tensor", name)
         first, second = result.probes
-        if result.data or first.is_meta or not torch.equal(first, second) or _uses_parameters(self.b.root, result.node):
+        if result.data or first.is_meta:
+            return result
+        self.file.elements += first.numel()
+        if self.file.elements > LARGEST:
+            raise ModelError(f"{self.b.where}: more than {LARGEST} elements made from constants")
+        if not torch.equal(first, second) or _uses_parameters(self.b.root, result.node):
             return result
         return Stored(first, name)
 
     def step(self, proto: onnx.NodeProto, node: Node) -> list[Operand]:
-        """The outputs of one node."""
-        missing = next((name for name in proto.input if name not in self.env), None)
+        """The outputs of one node: by a function of the file, a subgraph, numbers, the op table, or ONNX's own body."""
+        missing = next((name for name in proto.input if name and name not in self.env), None)
         if missing is not None:
             raise ModelError(
                 f"{self.b.where} reads '{one_line(missing)}', which nothing before it makes in a supported type"
             )
-        operands = [self.env[name] for name in proto.input]
-        result = self.on_numbers(node, operands) if not domain_of(proto.domain) else None
+        operands = [self.env[name] if name else None for name in proto.input]
+        domain = domain_of(proto.domain)
+        if function := self.file.functions.get((domain, proto.op_type)):
+            return self.call(function, node, operands)
+        if not domain and (control := CONTROL.get(proto.op_type)):
+            return control(self, node, operands)
+        result = self.on_numbers(node, operands) if not domain else None
         if result is None:
             op = self.find(proto)
+            if op is None:
+                function = standard_function(self.b, proto, self.opsets, operands)
+                return self.call(function, node, operands) if function else self.unsupported(proto)
             result = op.function(self.b, node, *(self.convert(op, i, operand) for i, operand in enumerate(operands)))
         return result if isinstance(result, list) else [result]
+
+    # -- bodies ------------------------------------------------------------------------------------------------------
+
+    def child(self, what: str, env: MutableMapping[str, Operand], **changes: Any) -> "Walk":
+        """A walk over a body inside this one."""
+        if self.level >= MOST_LEVELS:
+            raise ModelError(f"{self.b.where}: functions and subgraphs more than {MOST_LEVELS} deep")
+        given = {"opsets": self.opsets, "attributes": self.attributes, **changes}
+        return Walk(self.b, env=env, file=self.file, place=f"{what}: ", level=self.level + 1, **given)
+
+    def subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Operand]) -> list[Operand]:
+        """Evaluate a graph inside a node: it also sees the names around it."""
+        env: ChainMap[str, Operand] = ChainMap({}, *(self.env.maps if isinstance(self.env, ChainMap) else [self.env]))
+        for entry in graph.initializer:
+            held = stored_tensor(entry)
+            env[entry.name] = Stored(held, entry.name, held.is_floating_point() and held.dim() > 0)
+        names = [value.name for value in graph.input]
+        if len(names) != len(inputs):
+            raise ModelError(f"{self.b.where}: its subgraph takes {len(names)} inputs, not {len(inputs)}")
+        env.update(zip(names, inputs, strict=True))
+        where = self.b.where
+        results = self.child(where, env).run(graph.node, [value.name for value in graph.output])
+        self.b.where = where
+        return results
+
+    def call(self, function: Function, node: Node, operands: Sequence[Operand]) -> list[Operand]:
+        """Evaluate a function's body."""
+        names = function.proto.input
+        if len(operands) > len(names):
+            raise ModelError(f"{self.b.where}: function {one_line(function.proto.name)} takes {len(names)} inputs")
+        padded = [*operands, *[None] * (len(names) - len(operands))]
+        where, attributes = self.b.where, {**function.defaults, **node.attributes}
+        child = self.child(where, dict(zip(names, padded, strict=True)), opsets=function.opsets, attributes=attributes)
+        wanted = [name for i, name in enumerate(function.proto.output) if node.wants(i)]
+        results = dict(zip(wanted, child.run(function.proto.node, wanted), strict=True))
+        self.b.where = where
+        return [results.get(name) for name in function.proto.output]
+
+    # -- the op table ------------------------------------------------------------------------------------------------
 
     def on_numbers(self, node: Node, operands: Sequence[Operand]) -> Any:
         """The outputs as numbers when all inputs are; None where this is an operation on tensors."""
@@ -88,8 +176,8 @@ class Walk:
             return None
         return ON_NUMBERS[node.op](self.b, node, *(known(self.b, operand) for operand in operands))
 
-    def find(self, proto: onnx.NodeProto) -> Op:
-        """The row of the op table for this node in its operator set's version."""
+    def find(self, proto: onnx.NodeProto) -> Op | None:
+        """The row of the op table for this node in its operator set's version; None without one."""
         domain = domain_of(proto.domain)
         version = self.opsets.get(domain)
         rows = TABLES.get(domain, {}).get(proto.op_type, {})
@@ -101,33 +189,38 @@ class Walk:
                 rows = {}
         fitting = [row for row in rows if row <= since]
         if not fitting or version is None:
-            opset = f"opset {version}" if version is not None else "an operator set that the file does not import"
-            where = self.b.where.removesuffix(f" ({proto.op_type})")
-            raise UnsupportedOp(f"{where}: op {proto.op_type} (domain {domain or 'ai.onnx'}, {opset}) has no importer")
+            return None
         row = rows[max(fitting)]
         return row if isinstance(row, Op) else Op(row)
 
-    def convert(self, op: Op, position: int, operand: Operand) -> Operand:
+    def unsupported(self, proto: onnx.NodeProto) -> list[Operand]:
+        """Raise UnsupportedOp: node, op, domain, opset, and why where the table says so."""
+        domain, where = domain_of(proto.domain), self.b.where.removesuffix(f" ({proto.op_type})")
+        version = self.opsets.get(domain)
+        opset = f"opset {version}" if version is not None else "an operator set that the file does not import"
+        reason = REFUSED.get(domain, {}).get(proto.op_type, "has no importer")
+        op = one_line(f"op {proto.op_type} (domain {domain or 'ai.onnx'}, {opset})")
+        raise UnsupportedOp(f"{where}: {op} {reason}")
+
+    def convert(self, op: Op, position: int, operand: Operand) -> Any:
         """An input as the op function wants it."""
-        if op.raw:
+        if op.raw or operand is None:
             return operand
-        if operand is None:
-            return None
         return known(self.b, operand) if position in op.reads else tensor(self.b, operand)
 
 
-def _needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> list[onnx.NodeProto]:
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
     """The nodes that these outputs need; what a subgraph reads from outside counts as an input of its node."""
-    wanted, nodes = set(outputs), []
-    for node in reversed(graph.node):
+    wanted, needed = set(outputs), []
+    for node in reversed(nodes):
         if wanted.intersection(node.output):
-            nodes.append(node)
+            needed.append(node)
             wanted.update(node.input)
             for attribute in node.attribute:
                 for inner in (attribute.g, *attribute.graphs):
                     wanted.update(name for item in all_nodes(inner) for name in item.input)
                     wanted.update(output.name for output in inner.output)
-    return nodes[::-1]
+    return needed[::-1]
 
 
 def _uses_parameters(root: torch.nn.Module, node: fx.Node) -> bool:
@@ -151,75 +244,6 @@ def _small(operand: Operand) -> bool:
     )
 
 
-def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:
-    """Attributes as Python values: text decoded, tensors as torch tensors, floats as the decimal that was written."""
-    found: dict[str, Any] = {}
-    for attribute in proto.attribute:
-        if attribute.ref_attr_name:
-            raise ModelError(f"attribute '{attribute.name}' refers to '{attribute.ref_attr_name}' of a function")
-        value = onnx.helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        elif isinstance(value, float):
-            value = _decimal(value)
-        elif isinstance(value, onnx.TensorProto):
-            value = stored_tensor(value)
-        elif not isinstance(value, onnx.GraphProto | int):
-            value = [_decimal(item) if isinstance(item, float) else item for item in value]
-        found[attribute.name] = value
-    return found
-
-
-def _decimal(value: float) -> float:
-    """The shortest decimal that rounds to the same single precision number.
-
-    ONNX holds 0.01 as 0.00999999977; the decimal is what the exporter was given and what the other formats hold.
-    """
-    return float(str(np.float32(value)))
-
-
-def one_line(text: str) -> str:
-    """Text of a file that may hold anything, fit for one line of an error."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
-
-
-# -- reading protobufs ---------------------------------------------------------------------------------------------
-
-
-def domain_of(domain: str) -> str:
-    """A domain under its shorter name: '' is ONNX's own."""
-    return "" if domain == "ai.onnx" else domain
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph and of the graphs in its attributes."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from all_nodes(inner)
-
-
-def stored_tensor(entry: onnx.TensorProto) -> torch.Tensor:
-    """A stored tensor of any type that torch computes with."""
-    if entry.data_type not in DTYPES:
-        raise ModelError(f"tensor '{entry.name}' has data type {type_name(entry.data_type)}, which is not supported")
-    if entry.data_location == onnx.TensorProto.EXTERNAL:  # numpy_helper would read it, from anywhere
-        raise ModelError(f"tensor '{entry.name}' of a function keeps its data outside the file")
-    try:
-        array = np.array(numpy_helper.to_array(entry))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"tensor '{entry.name}': its data does not fit its shape {list(entry.dims)}") from error
-    if entry.data_type == onnx.TensorProto.BFLOAT16:
-        return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def type_name(number: int) -> str:
-    """ONNX's name of a data type."""
-    return str(onnx.TensorProto.DataType.Name(number)) if number in onnx.TensorProto.DataType.values() else str(number)
+    return one_line(lines[0][:300]) if lines else type(error).__name__

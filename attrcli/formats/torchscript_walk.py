@@ -1,0 +1,304 @@
+"""The walk over a TorchScript graph: node by node into a canonical graph.
+
+It follows `inlined_graph` with concrete Python values for all that is not a tensor: loops unroll and branches resolve
+where they depend on constants or shapes, and are refused by source line where they depend on data or on the batch
+size. A branch that a *trace* resolved is not in the file, and no importer can see it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from attrcli.errors import AttrcliError, ModelError
+from attrcli.formats.spec import Sample
+from attrcli.formats.torchscript_numbers import CONTAINERS, NUMBERS, READS, TENSOR_FACTS
+from attrcli.graph.build import Builder, Value, is_tensor, leaves
+
+aten = torch.ops.aten
+
+_SCALAR_TYPES = (
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
+    torch.complex32, torch.complex64, torch.complex128, torch.bool, torch.qint8, torch.quint8, torch.qint32,
+    torch.bfloat16,
+)  # fmt: skip
+"""c10::ScalarType by its number, as TorchScript constants hold it."""
+
+_MOST_STEPS = 500_000
+"""Nodes walked, loops unrolled, after which a model is refused: a loop that ends nowhere near."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of `forward`: an input of the model, or else always its default."""
+
+    name: str
+    is_input: bool
+    default: Any = None
+
+
+class Walk:
+    """One walk over `inlined_graph`: an environment from debug names to Python values, Values and containers."""
+
+    def __init__(self, module: Any, builder: Builder) -> None:
+        self.b = builder
+        self.module = module
+        self.names: dict[int, str] = {}
+        self.steps = 0
+        parameters = list(module.named_parameters())
+        self.parameters = {id(tensor): name for name, tensor in parameters}
+        self.kept: list[Any] = [parameters]
+
+    def run(
+        self, arguments: Sequence[Argument], samples: Mapping[str, Sample], batches: Sequence[int]
+    ) -> fx.GraphModule:
+        """Return the finished graph for inputs of these sample shapes."""
+        graph = self.module.inlined_graph
+        first, *inputs = graph.inputs()
+        env: dict[str, Any] = {first.debugName(): self.module}
+        for value, argument in zip(inputs, arguments, strict=True):
+            if argument.is_input:
+                sample = samples[argument.name]
+                shapes = [(batch, *sample.shape) for batch in batches]
+                env[value.debugName()] = self.b.placeholder(argument.name, shapes, sample.dtype)
+            else:
+                env[value.debugName()] = self.lift(argument.default, argument.name)
+        self.block(graph, env)
+        return self.b.finish(_outputs([env[value.debugName()] for value in graph.outputs()]))
+
+    def block(self, block: Any, env: dict[str, Any]) -> None:
+        """Run the nodes of a block."""
+        for node in block.nodes():
+            outer, self.b.where = self.b.where, _place(node)
+            self.steps += 1
+            if self.steps > _MOST_STEPS:
+                self.b.refuse(f"more than {_MOST_STEPS} operations, loops unrolled")
+            try:
+                result = self.step(node, [env[value.debugName()] for value in node.inputs()], env)
+                outputs = [value.debugName() for value in node.outputs()]
+                env.update(zip(outputs, [result] if len(outputs) == 1 else result or (), strict=True))
+            except AttrcliError:
+                raise
+            except Exception as error:
+                raise ModelError(f"{node.kind()} ({self.b.where}): {last_line(error)}") from error
+            self.b.where = outer
+
+    def step(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """Return what one node returns; a list where it has several outputs."""
+        kind = node.kind()
+        if kind in _STRUCTURE:
+            return _STRUCTURE[kind](self, node, args, env)
+        if not kind.startswith("aten::"):
+            self.b.refuse(_REFUSED.get(kind, kind))
+        name = kind.removeprefix("aten::")
+        if name in CONTAINERS and args and isinstance(args[0], (list, tuple, dict, str)):
+            return CONTAINERS[name](self.b, *args)
+        if name in TENSOR_FACTS and args and is_tensor(args[0]):
+            return TENSOR_FACTS[name](self.b, *args)
+        if name in NUMBERS and _is_arithmetic(node, name, args):
+            return NUMBERS[name](self.b, *(self.b.item(arg) if is_tensor(arg) else arg for arg in args))
+        return self.operation(node, name, args)
+
+    def operation(self, node: Any, name: str, args: list[Any]) -> Any:
+        """Call the ATen overload that the node's schema names."""
+        schema = torch._C.parse_schema(node.schema()) if node.schema() != "(no schema)" else None
+        op = getattr(getattr(aten, name, None), (schema.overload_name or "default") if schema else "", None)
+        if schema is None or op is None:
+            self.b.refuse(f"op aten.{name}")
+        positional, keyword = [], {}
+        for argument, value in zip(schema.arguments, args, strict=True):
+            value = self.convert(argument, value)
+            if argument.kwarg_only:
+                keyword[argument.name] = value
+            else:
+                positional.append(value)
+        return self.b.call(op, *positional, **keyword)
+
+    def convert(self, argument: Any, value: Any) -> Any:
+        """A TorchScript value as the schema's argument type wants it."""
+        kind, real = str(argument.type), str(argument.real_type)
+        if "ScalarType" in real and isinstance(value, int) and not isinstance(value, bool):
+            return _SCALAR_TYPES[value]
+        if kind == "Tensor" and value is not None:
+            return self.b.as_tensor(value)
+        if kind == "List[Tensor]":
+            return [self.b.as_tensor(item) for item in value]
+        if kind.removeprefix("Optional[").rstrip("]") in ("number", "int", "float", "bool"):
+            return self.b.item(value) if is_tensor(value) else value
+        if "List[int]" in kind and isinstance(value, (list, tuple)):
+            return [self.b.item(item) if is_tensor(item) else item for item in value]
+        return value
+
+    def lift(self, value: Any, name: str) -> Any:
+        """An attribute or constant of the file: tensors become stored tensors, containers are entered."""
+        if isinstance(value, torch.Tensor):
+            known = self.parameters.get(id(value))
+            return self.b.tensor(value, known or name, parameter=known is not None)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.lift(item, f"{name}.{index}") for index, item in enumerate(value))
+        if isinstance(value, dict):
+            return {key: self.lift(item, f"{name}.{key}") for key, item in value.items()}
+        return value
+
+    def attribute(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """GetAttr: a submodule, a tensor under its name in the file, or any other attribute."""
+        owner, attribute = args[0], node.s("name")
+        value = getattr(owner, attribute)
+        prefix = self.names.get(id(owner), "")
+        name = f"{prefix}.{attribute}" if prefix else attribute
+        if isinstance(value, (torch.Tensor, list, tuple, dict)):
+            return self.lift(value, name)
+        self.kept.append(value)
+        self.names[id(value)] = name
+        return value
+
+    def constant(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """A constant, or None."""
+        return self.lift(node.output().toIValue(), "constant")
+
+    def branch(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """The branch of an If whose condition is known."""
+        if isinstance(args[0], Value):
+            self.b.refuse("an `if` that depends on the input's data or on the batch size")
+        taken = list(node.blocks())[0 if args[0] else 1]
+        self.block(taken, env)
+        results = [env[value.debugName()] for value in taken.outputs()]
+        return results[0] if len(results) == 1 else results
+
+    def loop(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """Unroll a Loop whose trip count and condition are known."""
+        body = next(iter(node.blocks()))
+        inputs = [value.debugName() for value in body.inputs()]
+        outputs = [value.debugName() for value in body.outputs()]
+        limit, condition, *carried = args
+        if isinstance(limit, Value):
+            self.b.refuse("a loop whose number of rounds depends on the batch size")
+        count = 0
+        while count < limit and condition:
+            env.update(zip(inputs, (count, *carried), strict=True))
+            self.block(body, env)
+            condition, *carried = (env[name] for name in outputs)
+            if isinstance(condition, Value):
+                self.b.refuse("a loop whose condition depends on the input's data or on the batch size")
+            count += 1
+        return carried[0] if len(carried) == 1 else carried
+
+    def raised(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """An exception of the model itself, reached with these shapes."""
+        raise ModelError(f"the model raises: {args[0]} ({self.b.where})")
+
+    def tensor(self, node: Any, args: list[Any], env: dict[str, Any]) -> Value:
+        """A tensor made of numbers, which may depend on the batch."""
+        return self.b.as_tensor(args[0], _SCALAR_TYPES[args[1]] if args[1] is not None else None)
+
+
+def all_nodes(graph: Any) -> list[Any]:
+    """Every node of a graph, those of nested blocks included."""
+    found: list[Any] = []
+
+    def visit(block: Any) -> None:
+        for node in block.nodes():
+            found.append(node)
+            for inner in node.blocks():
+                visit(inner)
+
+    visit(graph)
+    return found
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message: torch puts the reason there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _is_arithmetic(node: Any, name: str, args: list[Any]) -> bool:
+    """Whether this is arithmetic on numbers; a trace writes that on sizes as ops on 0-dimensional tensors."""
+    tensors = [value for value in leaves(args) if value.is_tensor]
+    if not tensors or name in READS:
+        return True
+    sizes = [arg for arg in args[:2] if not is_tensor(arg)]
+    constant = all(not tensor.data and tensor.rank == 0 for tensor in tensors)
+    return bool(sizes) and constant and ".Tensor" in str(node.schema()).split("(")[0]
+
+
+def _outputs(results: list[Any]) -> dict[str, Value]:
+    """Name the outputs: 'output', or by position or key when there are several."""
+    result = results[0] if len(results) == 1 else tuple(results)
+    if isinstance(result, dict):
+        named = {str(key): value for key, value in result.items()}
+    elif isinstance(result, (list, tuple)):
+        named = {f"output_{index}": value for index, value in enumerate(result)}
+    else:
+        named = {"output": result}
+    tensors = {name: value for name, value in named.items() if is_tensor(value)}
+    if not tensors:
+        raise ModelError("the model returns no tensor")
+    return tensors
+
+
+def _place(node: Any) -> str:
+    """Where a node stands in the model's source: 'file:line: text' as far as the file kept it."""
+    text = node.sourceRange()
+    file = re.search(r'File "([^"]+)", line (\d+)', text)
+    lines = text.splitlines()
+    code = next((lines[i - 1].strip() for i, line in enumerate(lines) if "~~~" in line and i), "")
+    where = f"{file.group(1).rsplit('/', 1)[-1]}:{file.group(2)}" if file else ""
+    return f"{where}: {code[:120]}" if code and where else code[:120] or where
+
+
+def _first(walk: Walk, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+    return args[0]
+
+
+def _unpack(walk: Walk, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+    return list(args[0]) if node.outputsSize() != 1 else args[0][0]
+
+
+_REFUSED = {
+    "prim::SetAttr": "prim::SetAttr: the model changes its own state",
+    "prim::CallFunction": "prim::CallFunction: a function that is called by reference",
+    "prim::CreateObject": "prim::CreateObject: an object of a class",
+    "prim::PythonOp": "prim::PythonOp: a Python function, which the file does not hold",
+}
+
+_STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
+    "prim::Constant": Walk.constant,
+    "prim::GetAttr": Walk.attribute,
+    "prim::If": Walk.branch,
+    "prim::Loop": Walk.loop,
+    "prim::RaiseException": Walk.raised,
+    "prim::ListConstruct": lambda w, n, a, e: list(a),
+    "prim::TupleConstruct": lambda w, n, a, e: tuple(a),
+    "prim::DictConstruct": lambda w, n, a, e: dict(zip(a[::2], a[1::2], strict=True)),
+    "prim::ListUnpack": _unpack,
+    "prim::TupleUnpack": _unpack,
+    "prim::TupleIndex": lambda w, n, a, e: a[0][a[1]],
+    "prim::TupleSlice": lambda w, n, a, e: a[0][n.i("beg") : n.i("end")],
+    "prim::NumToTensor": _first,
+    "prim::unchecked_cast": _first,
+    "prim::unchecked_unwrap_optional": _first,
+    "aten::_unwrap_optional": _first,
+    "prim::data": _first,
+    "prim::Uninitialized": lambda w, n, a, e: None,
+    "prim::is_nested": lambda w, n, a, e: False,
+    "prim::requires_grad": lambda w, n, a, e: True,
+    "aten::is_grad_enabled": lambda w, n, a, e: True,
+    "prim::is_cuda": lambda w, n, a, e: False,
+    "prim::type": lambda w, n, a, e: a[0].type,
+    "prim::dtype": lambda w, n, a, e: _SCALAR_TYPES.index(a[0].dtype),
+    "prim::device": lambda w, n, a, e: torch.device("cpu"),
+    "prim::layout": lambda w, n, a, e: None,
+    "prim::Print": lambda w, n, a, e: None,
+    "aten::warn": lambda w, n, a, e: None,
+    "prim::min": lambda w, n, a, e: w.b.number(min, *a),
+    "prim::max": lambda w, n, a, e: w.b.number(max, *a),
+    "aten::tensor": Walk.tensor,
+    "aten::scalar_tensor": Walk.tensor,
+    "aten::__is__": lambda w, n, a, e: a[0] is a[1],
+    "aten::__isnot__": lambda w, n, a, e: a[0] is not a[1],
+}
+"""Nodes that compute nothing: constants, attributes, containers, control flow, facts about tensors."""

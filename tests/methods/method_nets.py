@@ -1,0 +1,170 @@
+"""Small nets whose attributions are known, saved as TorchScript and opened as a user would; and the bundled samples."""
+
+import math
+import tomllib
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attrcli import model as models
+from attrcli.model import Model, Target
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+NETS = ("fashion_mlp", "fashion_cnn")
+FORMATS = (".pt", ".onnx", ".pt2")
+
+
+class Linear(nn.Module):
+    """f_k(x) = w_k . x + b_k."""
+
+    def __init__(self, features: int, outputs: int = 3) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+class Quadratic(nn.Module):
+    """f_k(x) = x A_k x / 2 + w_k . x + 0.5, A_k symmetric."""
+
+    def __init__(self, features: int, outputs: int = 2) -> None:
+        super().__init__()
+        half = torch.randn(outputs, features, features)
+        self.a = nn.Parameter((half + half.transpose(1, 2)) / 2)
+        self.w = nn.Parameter(torch.randn(outputs, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return torch.einsum("ni,kij,nj->nk", flat, self.a, flat) / 2 + flat @ self.w.t() + 0.5
+
+
+class Smooth(nn.Module):
+    """Without kinks, blind to every third element; the third logit is 2 f - 3 g of the first two, f and g."""
+
+    def __init__(self, channels: int = 2, height: int = 9, width: int = 13) -> None:
+        super().__init__()
+        shape = (channels, height, width)
+        self.first = nn.Conv2d(channels, 4, 3, padding=1)
+        self.second = nn.Linear(4 * height * width, 2)
+        self.mix = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, -3.0]]))
+        self.seen = nn.Parameter((torch.arange(math.prod(shape)) % 3 > 0).reshape(shape).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.silu(self.first(x * self.seen)).flatten(1)) @ self.mix.t()
+
+
+class Kinked(nn.Module):
+    """Convolution, batch norm, ReLU, overlapping max pooling, residual."""
+
+    def __init__(self, channels: int = 2, height: int = 9, width: int = 13) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.last = nn.Linear(6 * ((height + 1) // 2) * ((width + 1) // 2), 3)
+        nn.init.normal_(self.norm.running_mean, std=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.max_pool2d(F.relu(self.norm(self.first(x))), 3, 2, 1)
+        return self.last(F.relu(h + self.second(h)).flatten(1))
+
+
+class Relu(nn.Module):
+    """One hidden layer of ReLUs; `offset` moves every score."""
+
+    def __init__(self, features: int, offset: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(features, 32), nn.ReLU(), nn.Linear(32, 3))
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + self.offset
+
+
+class Constant(nn.Module):
+    """The same scores for every input: through the input with zero weights, or without reading it."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.reads, self.c = reads, nn.Parameter(torch.tensor([3.0, -1.0, 0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1).sum(1, keepdim=True) * 0 if self.reads else torch.zeros(x.shape[0], 1)) + self.c
+
+
+class Sum(nn.Module):
+    """f(x) = sum of x: its gradient is one number, expanded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1, keepdim=True)
+
+
+def open_net(net: nn.Module, folder: Path, shape: tuple[int, ...], *, precision: str = "float64") -> Model:
+    """Trace a net at one sample shape, save it, and load the file."""
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    net = net.to(dtype).eval().requires_grad_(False)
+    path = folder / f"{type(net).__name__}.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(net, torch.randn(2, *shape, dtype=dtype)), path)
+    return models.load(path, precision=precision)
+
+
+def target(*index: int, seeded: bool = True) -> Target:
+    """A target per row; the seed of a row depends on its place unless there is none."""
+    chosen = torch.tensor(index)
+    return Target(chosen, seed=torch.arange(len(index)) + 11 if seeded else None)
+
+
+def batch(count: int, *shape: int, seed: int = 0) -> Tensor:
+    """`count` random samples, float64."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def away(values: Tensor, expected: Tensor) -> float:
+    """Largest difference in a batch, relative to each sample's largest expected value."""
+    values, expected = values.double().flatten(1), expected.double().flatten(1)
+    return float(((values - expected).abs().amax(1) / expected.abs().amax(1).clamp_min(1e-300)).max())
+
+
+# -- bundled samples -----------------------------------------------------------------------------------------------
+
+
+@cache
+def images(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """All test images and the black baseline, (60, 1, 28, 28), prepared as the sidecar says; classes take turns."""
+    sidecar = tomllib.loads((SAMPLES / "fashion_cnn.toml").read_text())["input"]
+    paths = sorted((SAMPLES / "images" / "test").rglob("*.png"), key=lambda path: (path.stem, path))
+    pixels = np.stack([np.asarray(Image.open(path), np.float32) for path in paths])[:, None] / np.float32(255)
+    mean, std = np.float32(sidecar["mean"][0]), np.float32(sidecar["std"][0])
+    normal = torch.from_numpy((pixels - mean) / std).to(dtype)
+    return normal, torch.full_like(normal, float((0 - mean) / std))
+
+
+@cache
+def script(net: str, dtype: torch.dtype = torch.float32) -> torch.jit.ScriptModule:
+    """A bundled net as torch runs it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(SAMPLES / f"{net}.pt").to(dtype).eval()
+
+
+@cache
+def sample(net: str, suffix: str = ".pt", precision: str = "float32") -> Model:
+    """A bundled net as attrcli runs it."""
+    model = models.load(SAMPLES / f"{net}{suffix}", precision=precision)
+    model.rows = 64
+    return model
+
+
+@cache
+def predicted(net: str) -> Tensor:
+    """The class of each test image, (60,)."""
+    with torch.no_grad():
+        return script(net)(images()[0]).argmax(1)

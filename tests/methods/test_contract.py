@@ -1,0 +1,238 @@
+"""What every method keeps, over the registry; and that each keeps exactly the axioms that it claims."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from method_nets import (
+    FORMATS,
+    NETS,
+    Constant,
+    Kinked,
+    Linear,
+    Smooth,
+    away,
+    batch,
+    images,
+    open_net,
+    predicted,
+    sample,
+    target,
+)
+from torch import Tensor
+
+from attrcli import methods
+from attrcli.methods import METHODS
+from attrcli.model import Model, Target
+
+VARIANTS: dict[str, list[dict[str, object]]] = {
+    "integrated_gradients": [{"steps": 20}, {"rule": "trapezoid", "steps": 9}, {"steps": "auto", "tolerance": 0.2}],
+    "occlusion": [{}, {"patch": 5, "stride": 3}],
+    "smoothgrad": [{"samples": 6, "reduce": reduce} for reduce in ("mean", "squared", "variance")],
+}
+"""Options to test a method with, cheap ones; a method that is not here is tested with its defaults."""
+
+CASES = [(name, options) for name in METHODS for options in VARIANTS.get(name, [{}])]
+SHAPE = (2, 9, 13)
+"""Not a multiple of 16 elements: torch draws those in blocks, whose borders would hide a draw that depends on them."""
+
+AXIOMS = {
+    "gradient": {"dummy", "linear", "gradient", "batch_exact"},
+    "input_x_gradient": {"dummy", "linear", "batch_exact"},
+    "integrated_gradients": {"complete", "dummy", "linear", "batch_exact"},
+    "occlusion": {"linear", "batch_exact"},
+    "saliency": {"dummy", "batch_exact"},
+    "smoothgrad": {"dummy", "batch_exact"},
+}
+
+case = pytest.mark.parametrize(
+    ("name", "options"), CASES, ids=[f"{n}-{'-'.join(map(str, o.values()))}" for n, o in CASES]
+)
+
+
+def explain(name: str, options: dict[str, object], model: Model, x: Tensor, to: Target, baseline: Tensor) -> Tensor:
+    return methods.load(name, options).attribute(model, x, to, baseline).values
+
+
+@pytest.fixture(scope="module", params=[Smooth, Kinked], ids=["smooth", "kinked"])
+def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
+    return open_net(request.param(), tmp_path_factory.mktemp("net"), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.manual_seed(0)
+    return open_net(Smooth(), tmp_path_factory.mktemp("smooth"), SHAPE)
+
+
+@case
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_shape_and_type(name: str, options: dict[str, object], precision: str) -> None:
+    model, (x, baseline) = sample("fashion_mlp", precision=precision), images()
+    x, baseline = x[:3].to(model.dtype), baseline[:3].to(model.dtype)
+    result = methods.load(name, options).attribute(model, x, target(0, 1, 2), baseline)
+    assert result.values.shape == x.shape
+    assert result.values.dtype in (model.dtype, torch.float64)
+    assert not result.values.requires_grad
+    assert torch.isfinite(result.values).all()
+    assert result.values.abs().sum() > 0
+    assert result.note is None or len(result.note) == 3
+    for column in (result.baseline_score, result.remainder):
+        assert column is None or column.shape == (3,)
+
+
+@case
+@pytest.mark.parametrize("shape", [(7,), (3, 11), (2, 5, 7), (2, 3, 4, 5)], ids=["F", "CL", "CHW", "CDHW"])
+def test_samples_of_any_rank(name: str, options: dict[str, object], shape: tuple[int, ...], tmp_path) -> None:
+    torch.manual_seed(1)
+    model = open_net(Linear(int(torch.Size(shape).numel())), tmp_path, shape)
+    x = batch(2, *shape)
+    assert explain(name, options, model, x, target(0, 1), torch.zeros_like(x)).shape == x.shape
+
+
+@case
+def test_inputs_baseline_target_and_model_stay_as_they_were(name: str, options: dict[str, object], net: Model) -> None:
+    x, baseline, to = batch(3, *SHAPE), batch(3, *SHAPE, seed=1), target(0, 1, 2)
+    held = [x, baseline, to.index, to.seed, *net.engine(SHAPE).run.state_dict().values()]
+    before = [tensor.clone() for tensor in held]
+    state, scores = torch.get_rng_state(), net.scores(x, to)
+    explain(name, options, net, x, to, baseline)
+    assert all(torch.equal(old, new) for old, new in zip(before, held, strict=True))
+    assert all(not tensor.requires_grad and tensor.grad is None for tensor in held)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(net.scores(x, to), scores)
+
+
+@case
+def test_a_row_does_not_depend_on_the_others(name: str, options: dict[str, object], net: Model) -> None:
+    x, baseline = batch(7, *SHAPE), batch(7, *SHAPE, seed=1)
+    to = target(0, 1, 2, 0, 1, 2, 0)
+    whole = explain(name, options, net, x, to, baseline)
+    for rows in ([2], [4], [1, 4, 6], [6, 5, 4, 3, 2, 1, 0]):
+        part = explain(name, options, net, x[rows], to.take(torch.tensor(rows)), baseline[rows])
+        assert away(part, whole[rows]) < 1e-12
+
+
+@case
+def test_rows_per_pass_change_nothing(name: str, options: dict[str, object], net: Model) -> None:
+    x, baseline, to = batch(3, *SHAPE), batch(3, *SHAPE, seed=1), target(0, 1, 2)
+    expected = explain(name, options, net, x, to, baseline)
+    largest, kept = [], net.rows
+    net.on_pass = largest.append
+    try:
+        for rows in (1, 3, 64):
+            net.rows = rows
+            assert away(explain(name, options, net, x, to, baseline), expected) < 1e-12
+            assert max(largest) <= rows
+            largest.clear()
+    finally:
+        net.rows, net.on_pass = kept, lambda rows: None
+
+
+@case
+def test_the_same_again_is_the_same_to_the_bit(name: str, options: dict[str, object], net: Model) -> None:
+    x, baseline, to = batch(3, *SHAPE), batch(3, *SHAPE, seed=1), target(0, 1, 2)
+    first = explain(name, options, net, x, to, baseline)
+    torch.manual_seed(123)
+    assert torch.equal(explain(name, options, net, x, to, baseline), first)
+
+
+@case
+@pytest.mark.parametrize("net_name", NETS)
+@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_three_formats_one_answer(
+    name: str, options: dict[str, object], net_name: str, precision: str, limit: float
+) -> None:
+    dtype = torch.float32 if precision == "float32" else torch.float64
+    x, baseline = (part[:3].to(dtype) for part in images())
+    to = target(*predicted(net_name)[:3].tolist())
+    if name == "occlusion":
+        options = {"patch": 6, "stride": 4}
+    found = [explain(name, options, sample(net_name, suffix, precision), x, to, baseline) for suffix in FORMATS]
+    assert away(found[1], found[0]) < limit
+    assert away(found[2], found[0]) < limit
+
+
+@case
+def test_a_zero_input_is_explained(name: str, options: dict[str, object], net: Model) -> None:
+    x = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    for baseline in (x, batch(2, *SHAPE)):
+        assert torch.isfinite(explain(name, options, net, x, target(0, 1), baseline)).all()
+
+
+@case
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_constant_score_gives_zero(name: str, options: dict[str, object], reads: bool, tmp_path) -> None:
+    model = open_net(Constant(reads), tmp_path, SHAPE)
+    x = batch(2, *SHAPE)
+    values = explain(name, options, model, x, target(0, 1), torch.zeros_like(x))
+    assert torch.equal(values.double(), torch.zeros_like(x))
+
+
+# -- axioms --------------------------------------------------------------------------------------------------------
+
+
+def complete(attribute: Callable[[Tensor, Tensor, Target], Tensor], model: Model) -> bool:
+    """Attributions sum to score(x) - score(x')."""
+    x, baseline, to = batch(3, *SHAPE), batch(3, *SHAPE, seed=1), target(0, 1, 2)
+    values = attribute(x, baseline, to)
+    gap = values.flatten(1).sum(1) - (model.scores(x, to) - model.scores(baseline, to))
+    # Half a thousandth: the trapezoid of nine points; Gauss-Legendre is exact to rounding, which its own test says.
+    return bool((gap.abs() < 5e-4 * values.flatten(1).abs().sum(1)).all())
+
+
+def conservative(attribute: Callable[[Tensor, Tensor, Target], Tensor], model: Model) -> bool:
+    """Attributions sum to score(x)."""
+    x, to = batch(3, *SHAPE), target(0, 1, 2)
+    values = attribute(x, batch(3, *SHAPE, seed=1), to)
+    return bool(((values.flatten(1).sum(1) - model.scores(x, to)).abs() < 1e-3 * values.flatten(1).abs().sum(1)).all())
+
+
+def dummy(attribute: Callable[[Tensor, Tensor, Target], Tensor], model: Model) -> bool:
+    """Elements that the score does not depend on get exactly zero."""
+    values = attribute(batch(3, *SHAPE), batch(3, *SHAPE, seed=1), target(0, 1, 2))
+    return bool((values.flatten(1)[:, ::3] == 0).all())
+
+
+def linear(attribute: Callable[[Tensor, Tensor, Target], Tensor], model: Model) -> bool:
+    """The attribution of 2 f - 3 g is 2 x that of f - 3 x that of g."""
+    x, baseline = batch(1, *SHAPE), batch(1, *SHAPE, seed=1)
+    f, g, mixed = (attribute(x, baseline, target(k)) for k in range(3))
+    return away(mixed, 2 * f - 3 * g) < 1e-10
+
+
+def gradient(attribute: Callable[[Tensor, Tensor, Target], Tensor], model: Model) -> bool:
+    """The vector-Jacobian product of the net that was saved, by autograd."""
+    torch.manual_seed(0)
+    x, net = batch(3, *SHAPE), Smooth().double()
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(net(leaf)[[0, 1, 2], [0, 1, 2]].sum(), leaf)
+    return away(attribute(x, batch(3, *SHAPE, seed=1), target(0, 1, 2)), expected) < 1e-12
+
+
+def batch_exact(attribute: Callable[[Tensor, Tensor, Target], Tensor], model: Model) -> bool:
+    """A row alone is the row among others."""
+    x, baseline, to = batch(3, *SHAPE), batch(3, *SHAPE, seed=1), target(0, 1, 2)
+    alone = attribute(x[1:2], baseline[1:2], to.take(torch.tensor([1])))
+    return away(alone, attribute(x, baseline, to)[1:2]) < 1e-12
+
+
+CHECKS = {check.__name__: check for check in (complete, conservative, dummy, linear, gradient, batch_exact)}
+
+
+def test_claims_are_those_of_the_table() -> None:
+    assert {name: set(methods.description(name).axioms) for name in METHODS} == AXIOMS
+
+
+@pytest.mark.parametrize(("name", "axiom"), list(itertools.product(METHODS, CHECKS)))
+def test_a_claim_holds_for_all_options_and_what_is_not_claimed_fails_for_some(
+    name: str, axiom: str, smooth: Model
+) -> None:
+    variants = [options for options in VARIANTS.get(name, [{}]) if options.get("steps") != "auto"]
+
+    def holds(options: dict[str, object]) -> bool:
+        return CHECKS[axiom](lambda x, baseline, to: explain(name, options, smooth, x, to, baseline), smooth)
+
+    assert all(map(holds, variants)) is (axiom in AXIOMS[name])
