@@ -23,7 +23,7 @@ from attrcli.graph import engine, passes
 from attrcli.graph.build import FREE
 from attrcli.graph.engine import Engine
 from attrcli.graph.trace import first_nonfinite
-from attrcli.score import Head, Target, apply_head, select
+from attrcli.score import Head, Target, apply_head, select, undo_head
 
 __all__ = ["Model", "Target", "load"]
 
@@ -71,6 +71,7 @@ class Model:
         self.fixed: dict[str, torch.Tensor] = {}
         self._engines: dict[Any, Engine] = {}
         self._session: Any = None
+        self._undone: Head | None = None
         self._agreed = False
 
     def bind(
@@ -146,8 +147,8 @@ class Model:
         """
         if not inputs.is_floating_point():
             raise ModelError(
-                f"{self.path}: input '{self.input}' is {str(inputs.dtype).removeprefix('torch.')}, which has no gradient; "
-                "explain a node of the graph behind it instead, with --at NODE"
+                f"{self.path}: input '{self.input}' holds whole numbers ({inputs.dtype}) and has no gradient; explain "
+                "a node of the graph behind it, with --at NODE"
             )
         leaf = inputs.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -169,14 +170,22 @@ class Model:
             yield torch.arange(start, min(start + self.rows, count), device=self.device)
 
     def head(self, inputs: torch.Tensor) -> Head:
-        """What the model applies after the logits: found in the graph, else as declared by the sidecar."""
+        """What the model applies after the logits: found in the graph, or declared where there is no graph to look at.
+
+        Raises UsageError when the sidecar declares what the graph does not end in.
+        """
         try:
-            found: Head = self.engine(tuple(inputs.shape[1:])).head
+            found = self.engine(tuple(inputs.shape[1:])).head
         except UnsupportedOp:
             if self.format != "onnx":
                 raise
-            found = "none"
-        return self.declared or "none" if found == "none" else found
+            return self.declared or "none"
+        if found == "none" and self.declared:
+            raise UsageError(
+                f"{self.path}: the sidecar says that the output went through a {self.declared}, but the graph does not "
+                'end in one over the classes: write activation = "none" under [output] to explain what it outputs'
+            )
+        return found
 
     # -- at a node -----------------------------------------------------------------------------------------------
 
@@ -289,7 +298,7 @@ class Model:
         arguments = [x.cpu() for x in self._arguments(inputs[rows], one.held)]
 
         def score(logits: torch.Tensor) -> torch.Tensor:
-            return select(logits.reshape(len(rows), *ready.output_shape), one.cpu(), head)
+            return select(logits.reshape(len(rows), *ready.output_shape).to(self.device), one, head)
 
         graph = passes.place(ready.logits, torch.device("cpu"), channels_last=False)
         where = first_nonfinite(graph, dict(zip(names, arguments, strict=True)), self.input, score)
@@ -308,6 +317,8 @@ class Model:
             for spec, value in zip(self.source.inputs, self._arguments(inputs, {}), strict=True)
         }
         result = torch.from_numpy(self._session_call(arguments, len(inputs))).to(self.device, self.dtype)
+        if self._undone:
+            result = undo_head(result, self._undone)
         if not self._agreed:
             self._compare(inputs, result)
         return result
@@ -321,7 +332,7 @@ class Model:
         try:
             tensor = self.engine(shape).output_tensor
         except UnsupportedOp:
-            tensor = None
+            tensor, self._undone = None, self.declared
         providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if self.device.type == "cuda" else []
         available = [name for name in providers if name in onnxruntime.get_available_providers()]
         data = self.source.exposed([tensor or self.output or self.source.outputs[0].name])  # type: ignore[attr-defined, index]

@@ -9,7 +9,7 @@ import torch
 from attrcli.errors import UsageError
 from attrcli.graph.passes import Head
 
-__all__ = ["SCORES", "Head", "Score", "Target", "apply_head", "select"]
+__all__ = ["SCORES", "Head", "Score", "Target", "apply_head", "select", "undo_head"]
 
 Score = Literal["logit", "prob", "logprob", "margin"]
 SCORES: tuple[Score, ...] = ("logit", "prob", "logprob", "margin")
@@ -97,3 +97,11 @@ def apply_head(logits: torch.Tensor, head: Head) -> torch.Tensor:
     if head == "log_softmax":
         return logits.log_softmax(1)
     return logits.sigmoid() if head == "sigmoid" else logits
+
+
+def undo_head(outputs: torch.Tensor, head: Head) -> torch.Tensor:
+    """What a file outputs to logits; after a softmax up to a constant per sample, which no softmax tells."""
+    limits = torch.finfo(outputs.dtype)
+    if head == "softmax":
+        return outputs.clamp_min(limits.tiny).log()
+    return outputs.logit(limits.eps) if head == "sigmoid" else outputs

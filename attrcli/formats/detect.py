@@ -77,8 +77,10 @@ def _identify_zip(path: Path) -> str:
                 with archive.open(pickle) as file:
                     what = _pickled(file.read(_SCAN))
                 raise ModelError(f"{path}: a file of torch.save ({what}); attrcli never unpickles a file. {_RESAVE}")
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path}: a damaged or truncated archive ({error})") from error
+    except ModelError:
+        raise
+    except Exception as error:  # zipfile raises some ten kinds for damaged files
+        raise ModelError(f"{path}: a damaged or truncated archive ({error or type(error).__name__})") from error
     raise ModelError(f"{path}: a zip archive that is neither TorchScript nor .pt2")
 
 

@@ -89,6 +89,31 @@ def _batched(b: "Builder", x: "Value", rank: int, run: Callable[["Value"], Any])
     return b.call(aten.squeeze.dims, run(b.call(aten.unsqueeze.default, x, 0)), [0])
 
 
+def _convolution_mode(
+    b: "Builder", x: Any, w: Any, bias: Any, stride: Any, padding: str, dilation: Any, groups: Any
+) -> Any:
+    return _same_convolution(w.rank - 2)(b, x, w, bias, stride, padding, dilation, groups)
+
+
+def _pad(b: "Builder", x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    if mode == "constant":
+        return b.call(aten.constant_pad_nd.default, x, pad, value or 0)
+    op = _PADS.get((mode, len(pad) // 2))
+    if op is None:
+        b.refuse(f"pad of {len(pad) // 2} dimensions in mode {mode}")
+    return b.call(op, x, pad)
+
+
+_PADS: dict[tuple[str, int], Any] = {
+    ("reflect", 1): aten.reflection_pad1d.default,
+    ("reflect", 2): aten.reflection_pad2d.default,
+    ("reflect", 3): aten.reflection_pad3d.default,
+    ("replicate", 1): aten.replication_pad1d.default,
+    ("replicate", 2): aten.replication_pad2d.default,
+    ("replicate", 3): aten.replication_pad3d.default,
+}
+
+
 def _batch_norm(
     b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, *_: Any
 ) -> Any:
@@ -255,6 +280,8 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.conv_transpose1d.default: _transposed(1),
     aten.conv_transpose2d.input: _transposed(2),
     aten.conv_transpose3d.input: _transposed(3),
+    aten._convolution_mode.default: _convolution_mode,
+    aten.pad.default: _pad,
     aten._convolution.default: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten._convolution.deprecated: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten.batch_norm.default: _canonical_batch_norm,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from attrcli.errors import UsageError
+from attrcli.errors import ModelError, UsageError
 from attrcli.graph import passes
 from attrcli.graph.check import attribute
 from attrcli.graph.passes import Head
@@ -95,6 +95,10 @@ def make(
     run = passes.place(passes.fold_batch_norm(logits), device, channels_last=channels_last)
     shape = graph.meta["output_shapes"][output][0]
     if batch is not None and shape[:1] != (batch,):
+        if batch > 1:
+            raise ModelError(
+                f"output '{output}' of {list(shape)} does not keep the batch of {batch} in its first dimension"
+            )
         shape = (batch, *shape)
     return Engine(graph, logits, run, head, output, tuple(shape[1:]), batch, channels_last, _activation_bytes(logits))
 

@@ -58,7 +58,7 @@ _NAMES = {
         mul.Tensor div.Tensor div.Tensor_mode matmul.default mm.default bmm.default mv.default dot.default
         baddbmm.default einsum.default pow.Tensor_Tensor scaled_dot_product_attention.default addcmul.default
         addcdiv.default prod.default prod.dim_int remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar
-        atan2.default cumprod.default""",
+        atan2.default cumprod.default grid_sampler_2d.default grid_sampler_3d.default linalg_det.default""",
     OpClass.POOLING: """
         max_pool1d.default max_pool2d.default max_pool3d.default max_pool2d_with_indices.default
         adaptive_max_pool1d.default adaptive_max_pool2d.default adaptive_max_pool3d.default amax.default amin.default

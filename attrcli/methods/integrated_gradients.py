@@ -106,7 +106,7 @@ class IntegratedGradients:
         total = torch.zeros_like(inputs, dtype=torch.float64)
         for rows in model.passes(len(inputs) * steps):
             sample, step = rows // steps, rows % steps
-            points = torch.addcmul(baseline[sample], difference[sample], column(nodes[step], inputs))
+            points = baseline[sample] + column(nodes[step], inputs) * difference[sample]
             gradient, _ = model.gradient(points, target.take(sample))
             add_rows(total, sample, gradient * column(weights[step], gradient))
         return total * difference

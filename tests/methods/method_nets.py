@@ -147,6 +147,16 @@ def images(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return normal, torch.full_like(normal, float((0 - mean) / std))
 
 
+def without_ties(x: Tensor) -> Tensor:
+    """A trace of noise on images, in float64.
+
+    In flat regions neighbouring patches are equal, and with them the values that a max pool chooses from: the winner,
+    and so the gradient, is then whichever rounding makes larger, in any precision. Noise makes the winner a matter of
+    the image.
+    """
+    return x + 1e-2 * batch(len(x), *x.shape[1:], seed=5).to(x)
+
+
 @cache
 def script(net: str, dtype: torch.dtype = torch.float32) -> torch.jit.ScriptModule:
     """A bundled net as torch runs it."""

@@ -94,6 +94,11 @@ def objects(items: Any) -> NDArray[np.object_]:
     return np.array(items, dtype=object)
 
 
+def padded(operands: Sequence[Operand], count: int) -> list[Operand]:
+    """The inputs of a node with those that the file leaves out at the end."""
+    return [*operands, *[None] * (count - len(operands))]
+
+
 def tensor(b: Builder, operand: Operand) -> Value:
     """The operand as a tensor of the graph. Refused when the file leaves it out."""
     if operand is None:

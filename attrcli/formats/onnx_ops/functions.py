@@ -10,7 +10,6 @@ from onnx import defs
 from attrcli.errors import ModelError
 from attrcli.formats.onnx_ops.base import DTYPES, Known, Operand, Stored
 from attrcli.formats.onnx_ops.protos import attribute_value, domain_of, one_line
-from attrcli.graph.build import Builder
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -37,7 +36,7 @@ def functions_of(proto: onnx.ModelProto) -> dict[tuple[str, str], Function]:
 
 
 def standard_function(
-    b: Builder, node: onnx.NodeProto, opsets: Mapping[str, int], operands: Sequence[Operand]
+    node: onnx.NodeProto, attributes: Mapping[str, Any], opsets: Mapping[str, int], operands: Sequence[Operand]
 ) -> Function | None:
     """The body that ONNX's standard gives to this op in this version; None where it has none."""
     domain = domain_of(node.domain)
@@ -45,7 +44,7 @@ def standard_function(
     if version is None or version > (1 << 31) - 1:
         return None
     try:
-        schema = defs.get_schema(node.op_type, version, domain)
+        schema: Any = defs.get_schema(node.op_type, version, domain)
     except defs.SchemaError:
         return None
     newest = opsets.get("", version)
@@ -55,7 +54,9 @@ def standard_function(
         types = [_type(operand, i).SerializeToString() for i, operand in enumerate(operands)]
         if not held:
             return None
-        data = schema.get_context_dependent_function_with_opset_version(max(held), node.SerializeToString(), types)
+        data = schema.get_context_dependent_function_with_opset_version(
+            max(held), _resolved(node, attributes).SerializeToString(), types
+        )
         body.ParseFromString(data)
     elif schema.has_function:
         held = [item for item in schema.function_opset_versions if item <= newest]
@@ -71,6 +72,21 @@ def standard_function(
     }
     versions = {**opsets, **{domain_of(item.domain): item.version for item in body.opset_import}}
     return Function(body, versions, defaults)
+
+
+def _resolved(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> onnx.NodeProto:
+    """A node whose attributes refer to no function around it."""
+    if not any(attribute.ref_attr_name for attribute in node.attribute):
+        return node
+    resolved = onnx.NodeProto()
+    resolved.CopyFrom(node)
+    del resolved.attribute[:]
+    for attribute in node.attribute:
+        if not attribute.ref_attr_name:
+            resolved.attribute.append(attribute)
+        elif attribute.name in attributes:
+            resolved.attribute.append(onnx.helper.make_attribute(attribute.name, attributes[attribute.name]))
+    return resolved
 
 
 def _type(operand: Operand, position: int) -> onnx.TypeProto:

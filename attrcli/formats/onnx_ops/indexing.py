@@ -149,6 +149,20 @@ def reverse_sequence(b: Builder, n: Node, x: Value, lengths: Value) -> Result:
     return b.call(aten.gather.default, x, time, b.call(aten.expand.default, place, b.sizes(x)))
 
 
+def tensor_scatter(b: Builder, n: Node, x: Value, update: Value, starts: Value | None = None) -> Result:
+    """TensorScatter: an update written into a cache from a place of each sample on, around the end if circular."""
+    axis = axis_of(b, n.get("axis", -2), x.rank)
+    count, size = b.size(update, axis), b.size(x, axis)
+    shape: list[int] = [1] * x.rank
+    places = b.call(aten.reshape.default, b.call(aten.arange.default, count), [*shape[:axis], -1, *shape[axis + 1 :]])
+    if starts is not None:
+        first = b.call(aten.reshape.default, starts, [-1, *shape[1:]])
+        places = b.call(aten.add.Tensor, places, first)
+    if n.get("mode", "linear") == "circular":
+        places = b.call(aten.remainder.Scalar, places, size)
+    return b.call(aten.scatter.src, x, axis, b.call(aten.expand.default, places, b.sizes(update)), update)
+
+
 INDEXING: Table = {
     "Compress": {9: Op(compress, reads=(1,))},
     "Gather": {1: Op(gather, raw=True)},
@@ -160,4 +174,5 @@ INDEXING: Table = {
     "Scatter": {9: scatter_elements},
     "ScatterElements": {11: scatter_elements},
     "ScatterND": {11: scatter_nd},
+    "TensorScatter": {24: tensor_scatter},
 }

@@ -141,6 +141,11 @@ def einsum(b: Builder, n: Node, *operands: Value) -> Result:
     return b.call(aten.einsum.default, n.get("equation").replace(" ", ""), list(operands))
 
 
+def determinant(b: Builder, n: Node, x: Value) -> Result:
+    """Det."""
+    return b.call(aten.linalg_det.default, x)
+
+
 # -- normalisations ------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +276,7 @@ LAYERS: Table = {
     "BatchNormalization": {1: batch_norm},
     "Conv": {1: Op(convolution, raw=True)},
     "ConvTranspose": {1: transposed_convolution},
+    "Det": {11: determinant},
     "Einsum": {12: einsum},
     "Gemm": {1: gemm},
     "GroupNormalization": {18: group_norm_18, 21: group_norm},

@@ -4,13 +4,31 @@ from attrcli.formats.onnx_ops.base import Table
 from attrcli.formats.onnx_ops.elementwise import ELEMENTWISE
 from attrcli.formats.onnx_ops.indexing import INDEXING
 from attrcli.formats.onnx_ops.layers import LAYERS
+from attrcli.formats.onnx_ops.ml import ML
 from attrcli.formats.onnx_ops.pooling import POOLING
+from attrcli.formats.onnx_ops.quantised import QUANTISED
+from attrcli.formats.onnx_ops.recurrent import RECURRENT
 from attrcli.formats.onnx_ops.reductions import REDUCTIONS
 from attrcli.formats.onnx_ops.resize import RESIZE
+from attrcli.formats.onnx_ops.sampling import SAMPLING
+from attrcli.formats.onnx_ops.signal import SIGNAL
 from attrcli.formats.onnx_ops.structure import STRUCTURE
 
 TABLES: dict[str, Table] = {
-    "": {**ELEMENTWISE, **INDEXING, **LAYERS, **POOLING, **REDUCTIONS, **RESIZE, **STRUCTURE},
+    "": {
+        **ELEMENTWISE,
+        **INDEXING,
+        **LAYERS,
+        **POOLING,
+        **QUANTISED,
+        **RECURRENT,
+        **REDUCTIONS,
+        **RESIZE,
+        **SAMPLING,
+        **SIGNAL,
+        **STRUCTURE,
+    },
+    "ai.onnx.ml": ML,
 }
 """Operator set domain -> op type -> version -> row."""
 
@@ -27,6 +45,7 @@ REFUSED: dict[str, dict[str, str]] = {
             ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
             "works on text: cut the model behind it",
         ),
+        "BitCast": "reads a tensor's memory as another type, while a graph keeps all floating tensors in one type",
         "ImageDecoder": "reads compressed image files: cut the model behind it",
     },
     "ai.onnx.ml": {

@@ -122,7 +122,7 @@ class Walk:
         if result is None:
             op = self.find(proto)
             if op is None:
-                function = standard_function(self.b, proto, self.opsets, operands)
+                function = standard_function(proto, node.attributes, self.opsets, operands)
                 return self.call(function, node, operands) if function else self.unsupported(proto)
             result = op.function(self.b, node, *(self.convert(op, i, operand) for i, operand in enumerate(operands)))
         return result if isinstance(result, list) else [result]
