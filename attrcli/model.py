@@ -165,9 +165,13 @@ class Model:
         return gradient, score
 
     def passes(self, count: int) -> Iterator[torch.Tensor]:
-        """Cut `count` rows into index tensors of at most `rows`."""
-        for start in range(0, count, self.rows):
-            yield torch.arange(start, min(start + self.rows, count), device=self.device)
+        """Cut `count` rows into index tensors of nearly equal length, at most `rows`.
+
+        A lone last row would run in other, slower kernels.
+        """
+        pieces = -(-count // self.rows)
+        for piece in range(pieces):
+            yield torch.arange(count * piece // pieces, count * (piece + 1) // pieces, device=self.device)
 
     def head(self, inputs: torch.Tensor) -> Head:
         """What the model applies after the logits: found in the graph, or declared where there is no graph to look at.

@@ -270,7 +270,7 @@ def grid(
                 failed.append(name)
                 warnings.warn(f"no picture of {error}", AttrcliWarning, stacklevel=2)
                 rows.append([str(error)] * (1 + len(runs)))
-        columns = ["input", *(str(run.attributes["method"]) for run in runs)]
+        columns = ["input", *_titles(runs)]
         labels = [_row_label(runs, name, [place.get(name) for place in places]) for name in names]
         picture = render.montage(rows, labels, columns, key=(style, None))
         render.save_png(picture, out, {"Software": "attrcli", "methods": ", ".join(columns[1:])}, overwrite=force)
@@ -278,6 +278,18 @@ def grid(
     finally:
         for run in runs:
             run.close()
+
+
+def _titles(runs: Sequence[RunFile]) -> list[str]:
+    """The method of each file, with the node it explains at; with the file's name where that leaves two alike."""
+    titles = [
+        str(run.attributes["method"]) + (f" at {run.attributes['at']}" if run.attributes.get("at") else "")
+        for run in runs
+    ]
+    return [
+        f"{title} ({run.path.stem})" if titles.count(title) > 1 else title
+        for title, run in zip(titles, runs, strict=True)
+    ]
 
 
 def _explained(runs: Sequence[RunFile]) -> list[str]:

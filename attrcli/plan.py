@@ -80,11 +80,11 @@ class Plan:
         self._bind()
         self.collection = self._collect()
         self.records = self.collection.records
+        self._name_columns()
         self.labels = self._labels()
         self.wanted = targets.parse(config.target, self.preprocess.labels)
         self.baseline = self._baseline()
         self.shape = self._sample_shape()
-        self._require_width()
         self._require_numbers()
         self.attribution_shape = self._attribution_shape()
         self.batch_size = self._batch_size()
@@ -158,6 +158,24 @@ class Plan:
         found = data.collect(self.config.inputs, kind, columns=columns, sample_rank=rank)
         return replace(found, records=found.records[: self.config.limit])
 
+    def _name_columns(self) -> None:
+        """Read the columns of a table by the names that the first one has, where the sidecar names none.
+
+        Raises UsageError where the model takes another number of them.
+        """
+        p, spec = self.preprocess, self._spec().shape
+        columns = data.header_of(self.records[0]) if p.kind == "table" and p.columns is None else None
+        if columns is None:
+            return
+        if spec is not None and len(spec) == 2 and spec[1] not in (None, len(columns)):
+            raise UsageError(
+                f"{self.records[0].path}: {len(columns)} columns besides id and label ({', '.join(columns[:20])}), and "
+                f"the model takes {spec[1]}; name those that it takes, in order, in a sidecar: [input] columns = [...]"
+            )
+        told = p.as_dict()
+        told["input"]["columns"] = list(columns)
+        self.preprocess = preprocess.from_mapping(told, str(self.path), None)
+
     def _labels(self) -> npt.NDArray[np.uint16]:
         names = self.preprocess.labels
         if self.config.labels is not None:
@@ -223,18 +241,6 @@ class Plan:
                 return sample.x.shape
             first = first or sample.message
         raise InputError(f"none of the {len(self.records)} inputs can be read: {first}")
-
-    def _require_width(self) -> None:
-        """Raise UsageError for a table of another width than the model: every row would fail."""
-        if self.preprocess.kind != "table" or self.preprocess.columns is not None:
-            return
-        record = self.records[0]
-        sample = self._ahead[record.id] = self.read(record)
-        if not sample.message and sample.x.shape != self.shape:
-            raise UsageError(
-                f"{record.path}: {sample.x.size} columns besides id and label, and the model takes {self.shape[0]}; "
-                "name those that it takes, in order, in a sidecar: [input] columns = [...]"
-            )
 
     def _attribution_shape(self) -> tuple[int, ...]:
         """Shape of one row of attributions: the input's, or that of the node of `--at`."""

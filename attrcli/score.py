@@ -37,16 +37,16 @@ class Target:
         """The targets of these rows, which may repeat."""
 
         def pick(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor[rows]
+            return None if tensor is None else tensor[rows.to(tensor.device)]
 
         return replace(
             self,
-            index=self.index[rows],
+            index=self.index[rows.to(self.index.device)],
             minus=pick(self.minus),
             weight=pick(self.weight),
             sign=pick(self.sign),
             seed=pick(self.seed),
-            held={name: tensor[rows] for name, tensor in self.held.items()},
+            held={name: tensor[rows.to(tensor.device)] for name, tensor in self.held.items()},
         )
 
 

@@ -3,7 +3,7 @@
 Every node test, the `simple`, `pytorch-converted` and `pytorch-operator` models and the `light_*` networks that the
 onnx package ships. A test passes when the imported graph gives the expected outputs within the test's own tolerances.
 Inputs that the operator set reads as numbers (a shape, axes, a trip count) are held constant, as they are in real
-files: which inputs stay free is the first of four choices that the importer accepts.
+files: which inputs stay free is the first of five choices that the importer accepts.
 """
 
 import argparse
@@ -193,10 +193,11 @@ def _compared(case: Case, free: Sequence[str], folder: Path, dtype: torch.dtype)
 
 
 def _choices(case: Case) -> list[tuple[str, ...]]:
-    """Names of the inputs that stay free: all, those of floating type, the first of those, none."""
+    """Names of the inputs that stay free: all, those of floating type, the first of those, the first of all, none."""
     given = _given(case.model)
     floating = [value.name for value in given if DTYPES[value.type.tensor_type.elem_type].is_floating_point]
-    wanted = [tuple(value.name for value in given), tuple(floating), tuple(floating[:1]), ()]
+    names = tuple(value.name for value in given)
+    wanted = [names, tuple(floating), tuple(floating[:1]), names[:1], ()]
     return [choice for i, choice in enumerate(wanted) if choice not in wanted[:i]]
 
 

@@ -425,7 +425,7 @@ ANY_WAY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied": (Tied, (5,)),
     "upsampled": (Upsampled, (4, 5, 5)),
     "sequence": (Sequence1d, (4, 18)),
-    "resnet18": (lambda: ResNet18(8, 10), (3, 48, 48)),
+    "resnet18": (lambda: ResNet18(8, 10), (3, 32, 32)),
     "writes_through_views": (WritesThroughViews, (3, 4)),
     "writes_into": (WritesInto, (3, 4)),
     "writes_to_chunks": (WritesToChunks, (4, 4)),

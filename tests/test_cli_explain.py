@@ -134,6 +134,19 @@ def test_a_table_of_another_width_is_refused_before_the_run(tmp_path, net, out):
     assert "columns" in message
 
 
+def test_tables_are_read_by_the_names_of_the_first_one(tmp_path, net, out):
+    (tmp_path / "in").mkdir()
+    table(tmp_path / "in/1.csv", VALUES)
+    table(tmp_path / "in/2.csv", VALUES[:, ::-1], "dcba")
+    table(tmp_path / "in/3.csv", VALUES[:, :3])
+    done = explain(out, "-t", "1", model=net, inputs=tmp_path / "in", method="gradient", code=3)
+    found = rows(out)
+    assert found["status"].tolist() == [1] * 6 + [2] * 3
+    np.testing.assert_allclose(found["score"][:6], np.tile(LOGITS[:, 1], 2), rtol=1e-6)
+    assert "no column 'd'" in done.err
+    assert json.loads(found["attributes"]["preprocess"])["input"]["columns"] == ["a", "b", "c", "d"]
+
+
 # -- preprocessing information -------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,6 @@ from PIL import Image
 
 from attrcli import overlays
 
-RED, BLUE = (0, 1), (2, 1)  # channels whose difference is positive where the colour map 'bwr' shows that sign
-
 
 def pixels(path):
     with Image.open(path) as picture:
@@ -72,10 +70,10 @@ def quadrants(tmp_path_factory):
     signs[:4, :4], signs[4:, 4:] = 1, -1
 
     def make(name, text, channels=1):
-        nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["z"], transB=1)]
-        weight = np.stack([signs] * channels).reshape(1, -1)
+        nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w", "b"], ["z"], transB=1)]
+        weight = {"w": np.stack([signs] * channels).reshape(1, -1), "b": np.ones(1, np.float32)}
         path = tmp_path_factory.mktemp("quadrants") / f"{name}.onnx"
-        return onnx_file(path, nodes, {"x": ["N", channels, 8, 8]}, {"z": ["N", 1]}, {"w": weight}, text)
+        return onnx_file(path, nodes, {"x": ["N", channels, 8, 8]}, {"z": ["N", 1]}, weight, text)
 
     return make
 

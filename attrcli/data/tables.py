@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from attrcli.data.containers import stamp_of
+from attrcli.data.containers import container_of, stamp_of
+from attrcli.data.records import Record
 from attrcli.errors import UsageError
 
 
@@ -66,6 +68,14 @@ def table_of(path: str, columns: Sequence[str] | None) -> Table:
             raise UsageError(f"{path!r}: {problem} {name!r}; its columns: {', '.join(table.header)}")
     used = columns or ()
     return table._replace(ids=None if "id" in used else table.ids, labels=None if "label" in used else table.labels)
+
+
+def header_of(record: Record) -> tuple[str, ...] | None:
+    """The feature columns of the CSV table that holds a record; None where it lies in no readable table."""
+    path = os.fspath(record.path)
+    if not os.path.isfile(path) or container_of(path, "table") != "csv":
+        return None
+    return tuple(_features(table_of(path, None), None))
 
 
 def _features(table: Table, columns: Sequence[str] | None) -> list[str]:

@@ -6,6 +6,7 @@ left out: attrcli's batch is free wherever the graph allows it.
 
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,8 +115,6 @@ class Feed:
         if target == "torch.ops.higher_order.wrap_with_set_grad_enabled":
             return self.region(node)
         given = {item["name"] or str(i): self.argument(item["arg"]) for i, item in enumerate(node["inputs"])}
-        if target == "torch.ops.aten.sym_size.int":
-            return self.b.size(*given.values())
         if function := _NUMBERS.get(target):
             return function(self.b, *given.values())
         op = _operator(target)
@@ -200,6 +199,13 @@ def _sum(b: Builder, *args: Any) -> Any:
     return total
 
 
+def _product(b: Builder, sizes: Sequence[Any]) -> Any:
+    total: Any = 1
+    for size in sizes:
+        total = b.number(operator.mul, total, size)
+    return total
+
+
 def _truncated(b: Builder, number: Any) -> Any:
     """A whole number from a size, which is not negative."""
     return b.number(math.floor, number) if isinstance(number, Value) else math.trunc(number)
@@ -208,6 +214,8 @@ def _truncated(b: Builder, number: Any) -> Any:
 _NUMBERS: dict[str, Callable[..., Any]] = {
     **{f"{function.__module__}.{name}": _number(function) for function, name in ops.PYTHON.items()},
     **{f"_operator.{name}": _number(getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "torch.ops.aten.sym_size.int": lambda b, x, dim: b.size(x, dim),
+    "torch.ops.aten.sym_numel.default": lambda b, x: _product(b, b.sizes(x)),
     "_operator.getitem": lambda b, items, index: items[index],
     "math.trunc": _truncated,
     "torch.sym_int": _truncated,
@@ -217,7 +225,7 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     "torch.sym_sum": _sum,
     "torch._sym_sqrt": _number(math.sqrt),
 }
-"""Functions of numbers by their names in the file."""
+"""Functions of sizes and other numbers, by their names in the file."""
 
 
 def _place(node: Mapping[str, Any]) -> str:
@@ -225,6 +233,9 @@ def _place(node: Mapping[str, Any]) -> str:
     name = node.get("name") or next(iter(_names(node["outputs"])), node["target"])
     metadata = node.get("metadata") or {}
     modules = [part.split(",")[1] for part in metadata.get("nn_module_stack", "").split(";") if part.count(",") > 1]
-    frames = [line.strip() for line in metadata.get("stack_trace", "").splitlines() if line.strip()]
     where = f"node '{name}'" + (f" in '{modules[-1]}'" if modules and modules[-1] else "")
-    return f"{where}: {frames[-1][:120]}" if frames else where
+    frames = re.findall(r'File "([^"\n]+)", line (\d+)[^\n]*\n([^\n]*)', metadata.get("stack_trace", ""))
+    if not frames:
+        return where
+    file, line, code = frames[-1]
+    return f"{where}, {file.rsplit('/', 1)[-1]}:{line}: {code.strip()[:120]}"

@@ -134,6 +134,19 @@ def _native_batch_norm(b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: 
     return [_batch_norm(b, x, w, bias, mean, var, False, momentum, eps), None, None]
 
 
+def _statistics_of_one(b: "Builder", x: Any, w: Any, bias: Any, training: Any, momentum: Any, eps: Any) -> Any:
+    """Batch norm without stored statistics: instance norm, which exporters spell so on one row of all channels."""
+    if b.size(x, 0) != 1:
+        b.refuse("batch norm by the statistics of the batch")
+    return [b.emit(aten.instance_norm.default, x, w, bias, None, None, True, momentum, eps, False), None, None]
+
+
+def _native_group_norm(
+    b: "Builder", x: Any, w: Any, bias: Any, n: Any, c: Any, rest: Any, groups: int, eps: float
+) -> Any:
+    return [b.call(aten.group_norm.default, x, groups, w, bias, eps), None, None]
+
+
 def _dropout(b: "Builder", x: Any, p: Any = 0.5, train: Any = True, *_: Any) -> Any:
     if train and p:
         b.refuse("dropout in training mode: save the model after model.eval()")
@@ -285,6 +298,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten._convolution.default: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten._convolution.deprecated: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten.batch_norm.default: _canonical_batch_norm,
+    aten._native_batch_norm_legit.no_stats: _statistics_of_one,
     aten.cudnn_batch_norm.default: _batch_norm,
     aten.native_batch_norm.default: lambda b, *args: [_batch_norm(b, *args), None, None],
     aten._native_batch_norm_legit_no_training.default: _native_batch_norm,
@@ -332,6 +346,9 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.split.sizes: _split_sizes,
     aten._softmax.default: lambda b, x, dim, half: b.call(aten.softmax.int, x, dim),
     aten._log_softmax.default: lambda b, x, dim, half: b.call(aten.log_softmax.int, x, dim),
+    aten._adaptive_avg_pool2d.default: lambda b, x, size: b.call(aten.adaptive_avg_pool2d.default, x, size),
+    aten._adaptive_avg_pool3d.default: lambda b, x, size: b.call(aten.adaptive_avg_pool3d.default, x, size),
+    aten.native_group_norm.default: _native_group_norm,
     aten.native_layer_norm.default: lambda b, x, s, w, c, eps: [
         b.call(aten.layer_norm.default, x, s, w, c, eps),
         None,

@@ -17,6 +17,10 @@ from attrcli.graph.passes import Head
 
 aten = torch.ops.aten
 
+HEAVY = 100_000_000
+"""Multiplications per sample from which folding and channels_last pay. Below, a graph runs as it was saved: both change
+the rounding, which decides ties in max pools, and there the gain is some 10 % of very little."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
@@ -91,8 +95,9 @@ def make(
     output = output or names[0]
     graph = passes.only_output(graph, output)
     logits, head = passes.strip_head(graph) if stripped else (graph, "none")
-    channels_last = _prefers_channels_last(logits)
-    run = passes.place(passes.fold_batch_norm(logits), device, channels_last=channels_last)
+    heavy = _multiply_adds(logits) >= HEAVY
+    channels_last = heavy and _prefers_channels_last(logits)
+    run = passes.place(passes.fold_batch_norm(logits) if heavy else logits, device, channels_last=channels_last)
     shape = graph.meta["output_shapes"][output][0]
     if batch is not None and shape[:1] != (batch,):
         if batch > 1:
@@ -101,6 +106,16 @@ def make(
             )
         shape = (batch, *shape)
     return Engine(graph, logits, run, head, output, tuple(shape[1:]), batch, channels_last, _activation_bytes(logits))
+
+
+def _multiply_adds(graph: fx.GraphModule) -> int:
+    """Multiplications in the convolutions of one sample."""
+    total = 0
+    for node in graph.graph.nodes:
+        if node.target is aten.convolution.default and node.args[1].op == "get_attr" and "shapes" in node.meta:
+            weight = attribute(graph, str(node.args[1].target))
+            total += torch.Size(node.meta["shapes"][1]).numel() // graph.meta["batches"][1] * weight[0].numel()
+    return total
 
 
 def _prefers_channels_last(graph: fx.GraphModule) -> bool:

@@ -106,6 +106,7 @@ class IntegratedGradients:
         total = torch.zeros_like(inputs, dtype=torch.float64)
         for rows in model.passes(len(inputs) * steps):
             sample, step = rows // steps, rows % steps
+            # Not addcmul: fused, it rounds unlike the formula, and near a kink the last bit decides.
             points = baseline[sample] + column(nodes[step], inputs) * difference[sample]
             gradient, _ = model.gradient(points, target.take(sample))
             add_rows(total, sample, gradient * column(weights[step], gradient))

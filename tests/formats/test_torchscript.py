@@ -1,20 +1,7 @@
 """TorchScript: outputs and gradients of the graph are the ScriptModule's; what cannot be walked is refused by name."""
 
-import io
-import os
-import zipfile
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
-from nets import ANY_WAY, Scripted, assert_same, build, load_script, quiet, ready, save_scripted, save_traced
-from torch import Tensor, nn
-
-from attrcli import formats
-from attrcli.errors import ModelError, UnsupportedOp
-from attrcli.formats.spec import Sample
-from attrcli.graph.build import FREE
+from nets import ANY_WAY, assert_same, build, load_script, ready, save_scripted, save_traced
 
 # --- right
 

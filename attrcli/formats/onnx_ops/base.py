@@ -48,7 +48,7 @@ Operand = Any
 """Value | Known | Stored | None where the file leaves it out | a tuple of operands: a sequence."""
 
 Result = Any
-"""What an op function returns: one output (an Operand), or a list of them."""
+"""What an op function returns: one output (an Operand), a list of them, or NotImplemented: take ONNX's own body."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The ONNX op table: one small function per op, by family; variants by the opset since which they hold."""
 
+from attrcli.formats.onnx_ops.attention import ATTENTION
 from attrcli.formats.onnx_ops.base import Table
+from attrcli.formats.onnx_ops.contrib import CONTRIB, UNDER_STANDARD
 from attrcli.formats.onnx_ops.elementwise import ELEMENTWISE
 from attrcli.formats.onnx_ops.indexing import INDEXING
 from attrcli.formats.onnx_ops.layers import LAYERS
@@ -16,6 +18,7 @@ from attrcli.formats.onnx_ops.structure import STRUCTURE
 
 TABLES: dict[str, Table] = {
     "": {
+        **ATTENTION,
         **ELEMENTWISE,
         **INDEXING,
         **LAYERS,
@@ -29,8 +32,12 @@ TABLES: dict[str, Table] = {
         **STRUCTURE,
     },
     "ai.onnx.ml": ML,
+    "com.microsoft": CONTRIB,
 }
 """Operator set domain -> op type -> version -> row."""
+
+BESIDE_STANDARD = UNDER_STANDARD
+"""Op type -> version -> row, for ops of the standard's domain that the standard's version of a file does not have."""
 
 REFUSED: dict[str, dict[str, str]] = {
     "": {

@@ -16,7 +16,7 @@ from attrcli.formats.onnx_ops.control import CONTROL
 from attrcli.formats.onnx_ops.functions import Function, standard_function
 from attrcli.formats.onnx_ops.numbers import ON_NUMBERS
 from attrcli.formats.onnx_ops.protos import all_nodes, attributes_of, domain_of, one_line, stored_tensor
-from attrcli.formats.onnx_ops.tables import REFUSED, TABLES
+from attrcli.formats.onnx_ops.tables import BESIDE_STANDARD, REFUSED, TABLES
 from attrcli.graph.build import Builder, Value
 
 MOST_NODES = 200_000
@@ -120,11 +120,12 @@ class Walk:
             return control(self, node, operands)
         result = self.on_numbers(node, operands) if not domain else None
         if result is None:
-            op = self.find(proto)
-            if op is None:
-                function = standard_function(proto, node.attributes, self.opsets, operands)
-                return self.call(function, node, operands) if function else self.unsupported(proto)
-            result = op.function(self.b, node, *(self.convert(op, i, operand) for i, operand in enumerate(operands)))
+            op, result = self.find(proto), NotImplemented
+            if op is not None:
+                result = op.function(self.b, node, *(self.convert(op, i, item) for i, item in enumerate(operands)))
+        if result is NotImplemented:
+            function = standard_function(proto, node.attributes, self.opsets, operands)
+            return self.call(function, node, operands) if function else self.unsupported(proto)
         return result if isinstance(result, list) else [result]
 
     # -- bodies ------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class Walk:
             try:
                 since = defs.get_schema(proto.op_type, version, "").since_version
             except defs.SchemaError:
-                rows = {}
+                rows = BESIDE_STANDARD.get(proto.op_type, {})
         fitting = [row for row in rows if row <= since]
         if not fitting or version is None:
             return None
