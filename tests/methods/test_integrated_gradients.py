@@ -191,30 +191,14 @@ def test_equals_captum_on_all_bundled_images(net: str) -> None:
     compare_with_captum(net, 60)
 
 
-def test_equals_captum_in_float32_without_pools(tmp_path) -> None:
-    (x, baseline), index = images(), predicted("fashion_mlp")
-    values = integrate(sample("fashion_mlp"), x, Target(index), baseline)
-    assert away(values, captums("fashion_mlp", x, baseline, index)) < 1e-5
-
-
-def test_in_float32_pools_keep_it_as_near_to_float64_as_captum_is() -> None:
-    """Near the baseline all activations nearly tie, and in flat regions they tie in earnest: the winners of the max
-    pools, and with them single gradients, hang on the last bit. Batch norm folded into the convolutions rounds
-    otherwise than batch norm after them, so that float32 results differ by some 1e-3 of the largest value from
-    Captum's, which themselves differ as much from Captum's in float64."""
-    net, index = "fashion_cnn", predicted("fashion_cnn")[:12]
-    x, baseline = (part[:12] for part in images())
-    values, theirs = integrate(sample(net), x, Target(index), baseline), captums(net, x, baseline, index)
-    exact = integrate(sample(net, precision="float64"), x.double(), Target(index), baseline.double())
-
-    def each(found: Tensor) -> list[float]:
-        return sorted(away(*pair) for pair in zip(found.split(1), exact.split(1), strict=True))
-
-    ours, captum_s = each(values), each(theirs)
-    assert ours[-1] < 1e-2
-    assert ours[6] < 5e-4
-    assert ours[-1] < 4 * captum_s[-1]
-    assert away(values, theirs) < 1e-2
+@pytest.mark.parametrize("net", NETS)
+def test_equals_captum_in_float32_on_all_bundled_images(net: str) -> None:
+    """A graph as small as these runs as it was saved: where the winners of max pools hang on the last bit, they are
+    the same. (Batch norm folded, as in larger graphs, moves float32 results of such images by some 1e-3, which is as
+    far as Captum's own lie from its float64.)"""
+    (x, baseline), index = images(), predicted(net)
+    values = integrate(sample(net), x, Target(index), baseline)
+    assert away(values, captums(net, x, baseline, index)) < 1e-5
 
 
 # -- steps=auto ----------------------------------------------------------------------------------------------------
