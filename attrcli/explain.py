@@ -5,10 +5,13 @@ summary = explain(plan)
 """
 
 import itertools
+import platform
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attrcli import baselines, data, targets
+from attrcli import __version__, baselines, data, methods, targets
 from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, ModelError
 from attrcli.methods._method import Attribution
@@ -71,7 +74,7 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
     fails is a row with status error.
     """
     ids = [record.id for record in plan.records]
-    with RunWriter.open(plan.config.out, ids, plan.layout(), plan.attributes(), force=plan.config.force) as writer:
+    with RunWriter.open(plan.config.out, ids, plan.layout(), _attributes(plan), force=plan.config.force) as writer:
         summary = Summary(Path(plan.config.out), len(ids), resumed=writer.resumed)
         summary.added, summary.removed = len(writer.added), len(writer.removed)
         grid = [slice(i, min(i + plan.batch_size, len(ids))) for i in range(0, len(ids), plan.batch_size)]
@@ -262,6 +265,53 @@ def _write(writer: RunWriter, batch: _Batch, columns: Columns, status: Array) ->
         part = {name: values[low:high] for name, values in columns.items()}
         rows = slice(batch.rows.start + low, batch.rows.start + high)
         writer.write(rows, part, status[low:high], batch.notes[low:high])
+
+
+# -- what the run file says ----------------------------------------------------------------------------------------
+
+
+def _attributes(plan: Plan) -> dict[str, Any]:
+    """The attributes of the run file (design: schema attrcli/1)."""
+    config, model = plan.config, plan.model
+    return {
+        "method": config.method,
+        "options": {o.name: getattr(plan.method, o.name) for o in methods.description(config.method).options},
+        "preprocess": plan.preprocess.as_dict(),
+        "target": config.target,
+        "score": config.score,
+        "baseline": {"name": plan.baseline.name} if plan.baseline else None,
+        "input": model.input,
+        "output": config.output,
+        "at": config.at,
+        "files": _files(plan),
+        "inputs_root": str(plan.collection.root),
+        "model": str(plan.path),
+        "model_sha256": model.sha256,
+        "model_format": model.format,
+        "seed": config.seed,
+        "batch_size": plan.batch_size,
+        "threads": torch.get_num_threads(),
+        "device": model.device.type,
+        "precision": config.precision,
+        "versions": {
+            "attrcli": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "h5py", "pillow")},
+        },
+        "argv": sys.argv,
+    }
+
+
+def _files(plan: Plan) -> dict[str, str]:
+    """SHA-256 of every file besides model and inputs."""
+    files: dict[str, str | Path] = {}
+    if plan.baseline is not None and plan.baseline.file is not None:
+        files["baseline"] = plan.baseline.file
+    if plan.config.labels is not None:
+        files["labels"] = plan.config.labels
+    fixed = {f"fix {name}": value for name, value in plan.config.fix.items()}
+    files |= {name: value for name, value in fixed.items() if value != "zero"}
+    return dict.fromkeys(fixed, "zero") | {name: data.sha256_of(Path(path)) for name, path in files.items()}
 
 
 # -- the finished run ----------------------------------------------------------------------------------------------

@@ -135,8 +135,12 @@ def draw(
     An input that is gone or changed since is a warning. Raises UsageError as `prepare`.
     """
     with RunFile(run_path) as run:
-        paths = prepare(folder, run.ids, str(run.attributes["method"]), force=force)
         source = Source.of(run, root)
+        for name, file in file_names(run.ids).items():
+            picture, original = folder / file, source.root / name
+            if picture.exists() and original.exists() and picture.samefile(original):
+                raise UsageError(f"{picture} is an input; choose another folder for the pictures")
+        paths = prepare(folder, run.ids, str(run.attributes["method"]), force=force)
         rows = [int(row) for row in np.flatnonzero(run.status == Status.OK)]
         scale = None
         if style.scale == "run":

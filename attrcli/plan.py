@@ -2,13 +2,10 @@
 
 import math
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attrcli import __version__, baselines, data, methods, preprocess, targets
+from attrcli import baselines, data, methods, preprocess, targets
 from attrcli import model as models
 from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, ModelError, NoInputsError, UnsupportedOp, UsageError
@@ -80,6 +77,7 @@ class Plan:
         self._bind()
         self.collection = self._collect()
         self.records = self.collection.records
+        self._require_apart()
         self._name_columns()
         self.labels = self._labels()
         self.wanted = targets.parse(config.target, self.preprocess.labels)
@@ -158,6 +156,21 @@ class Plan:
         found = data.collect(self.config.inputs, kind, columns=columns, sample_rank=rank)
         return replace(found, records=found.records[: self.config.limit])
 
+    def _require_apart(self) -> None:
+        """Raise UsageError where what is written would take the place of an input, or become one of the next run."""
+        out, config = os.path.abspath(self.config.out), self.config
+        if out == os.path.abspath(config.model) or out in {os.fspath(record.path) for record in self.records}:
+            raise UsageError(f"--out {config.out} is the model or an input; choose another name")
+        made = {"--out": out} if out.lower().endswith(data.SUFFIXES[self.preprocess.kind]) else {}
+        made |= {"--overlays": os.path.abspath(config.overlays)} if config.overlays else {}
+        folders = [os.path.abspath(name) for name in config.inputs if os.path.isdir(name)]
+        for option, path in made.items():
+            if inside := [folder for folder in folders if f"{path}{os.sep}".startswith(f"{folder}{os.sep}")]:
+                raise UsageError(
+                    f"{option} {path} lies in the folder of inputs {inside[0]}: the next run would take what is "
+                    "written there for inputs; choose a place beside it"
+                )
+
     def _name_columns(self) -> None:
         """Read the columns of a table by the names that the first one has, where the sidecar names none.
 
@@ -230,6 +243,8 @@ class Plan:
         p, spec = self.preprocess, self._spec().shape
         declared = tuple(size for size in spec[1:] if size is not None) if spec is not None else ()
         shape = p.sample_shape or (declared if spec is not None and len(declared) == len(spec) - 1 else None)
+        if p.kind == "array" and p.size is None and shape:
+            self.preprocess = replace(p, size=shape)  # for those who read the inputs again
         if shape is not None:
             last = p.kind == "image" and p.layout == "NHWC"
             return (shape[-1], *shape[:-1]) if last else shape
@@ -349,50 +364,6 @@ class Plan:
     def tensor(self, arrays: Sequence[Array]) -> torch.Tensor:
         """Model inputs to a batch on the device."""
         return torch.from_numpy(np.stack(arrays)).to(self.model.device, self.input_dtype)
-
-    # -- what the run file says ----------------------------------------------------------------------------------
-
-    def attributes(self) -> dict[str, Any]:
-        """The attributes of the run file (design: schema attrcli/1)."""
-        described = methods.description(self.config.method)
-        return {
-            "method": self.config.method,
-            "options": {option.name: getattr(self.method, option.name) for option in described.options},
-            "preprocess": self.preprocess.as_dict(),
-            "target": self.config.target,
-            "score": self.config.score,
-            "baseline": {"name": self.baseline.name} if self.baseline else None,
-            "input": self.model.input,
-            "output": self.config.output,
-            "at": self.config.at,
-            "files": self._files(),
-            "inputs_root": str(self.collection.root),
-            "model": str(self.path),
-            "model_sha256": self.model.sha256,
-            "model_format": self.model.format,
-            "seed": self.config.seed,
-            "batch_size": self.batch_size,
-            "threads": torch.get_num_threads(),
-            "device": self.model.device.type,
-            "precision": self.config.precision,
-            "versions": {
-                "attrcli": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "h5py", "pillow")},
-            },
-            "argv": sys.argv,
-        }
-
-    def _files(self) -> dict[str, str]:
-        """SHA-256 of every file besides model and inputs."""
-        files: dict[str, str | Path] = {}
-        if self.baseline is not None and self.baseline.file is not None:
-            files["baseline"] = self.baseline.file
-        if self.config.labels is not None:
-            files["labels"] = self.config.labels
-        zero = {f"fix {name}": "zero" for name, value in self.config.fix.items() if value == "zero"}
-        files |= {f"fix {name}": value for name, value in self.config.fix.items() if value != "zero"}
-        return {name: data.sha256_of(Path(path)) for name, path in files.items()} | zero
 
     def layout(self) -> Layout:
         """Shapes of one row of the run file."""

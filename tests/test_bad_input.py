@@ -411,3 +411,17 @@ def test_places_that_cannot_be_written(tmp_path):
     assert "other.h5" in message
     assert "--force" in message
     assert (tmp_path / "other.h5").read_bytes() == CNN.read_bytes()
+
+
+def test_a_run_file_takes_no_place_of_another_and_becomes_no_input(tmp_path):
+    model = linear(tmp_path / "net.onnx", np.eye(3))
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in/a.npy", np.ones(3))
+    given = {"model": model, "inputs": tmp_path / "in"}
+    before = model.read_bytes()
+    assert "is the model or an input" in explain(model, "--force", code=2, **given).err
+    assert "is the model or an input" in explain(tmp_path / "in/a.npy", "--force", code=2, **given).err
+    assert model.read_bytes() == before
+    message = refused(tmp_path / "in/run.h5", **given)
+    assert "for inputs" in message
+    explain(tmp_path / "in/run.attr", **given)

@@ -266,6 +266,31 @@ def test_our_own_pictures_are_written_over_and_no_others(tmp_path):
     assert pixels(victim).shape == (28, 28, 3)
 
 
+def test_no_picture_takes_the_place_of_an_input_or_becomes_one(tmp_path):
+    shutil.copytree(TEST / "Bag", tmp_path / "in")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    for place in (tmp_path / "in", tmp_path / "in/pictures"):
+        message = refused(tmp_path / "run.h5", "--overlays", place, "--force", inputs=tmp_path / "in")
+        assert "lies in the folder of inputs" in message
+    explain(tmp_path / "run.h5", inputs=tmp_path / "in")
+    told = attrcli("render", tmp_path / "run.h5", "--out", tmp_path / "in", "--force")
+    assert told.code == 2
+    assert "is an input" in told.err
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+
+
+def test_rows_of_array_files_are_found_again(tmp_path):
+    """Pictures of rows inside a file, whose size only the model file tells."""
+    model = linear(tmp_path / "net.onnx", np.eye(3))
+    np.save(tmp_path / "all.npy", np.arange(6.0).reshape(2, 3))
+    explain(tmp_path / "run.h5", "--overlays", tmp_path / "ov", model=model, inputs=tmp_path / "all.npy")
+    assert sorted(os.listdir(tmp_path / "ov")) == ["all.npy=0.png", "all.npy=1.png"]
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
+    np.savez(tmp_path / "pictures.npz", p=pictures)
+    explain(tmp_path / "b.h5", "--overlays", tmp_path / "ov2", inputs=tmp_path / "pictures.npz")
+    assert sorted(os.listdir(tmp_path / "ov2")) == [f"pictures.npz=p%5B{i}%5D.png" for i in range(3)]
+
+
 def test_a_folder_whose_name_is_a_file(tmp_path):
     (tmp_path / "ov").write_text("x")
     message = refused(tmp_path / "run.h5", "--overlays", tmp_path / "ov")

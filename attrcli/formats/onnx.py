@@ -5,6 +5,7 @@ becomes ATen calls through the op table (onnx_ops). Nothing of the file is execu
 from the model's own folder.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,19 @@ from torch import fx
 
 from attrcli.errors import ModelError
 from attrcli.formats.onnx_ops.base import DTYPES, Stored
+from attrcli.formats.onnx_ops.bounded import BoundedBuilder
 from attrcli.formats.onnx_ops.functions import functions_of
-from attrcli.formats.onnx_ops.protos import all_nodes, check_size, domain_of, one_line, stored_tensor, type_name
+from attrcli.formats.onnx_ops.protos import (
+    all_nodes,
+    check_size,
+    dense_tensor,
+    domain_of,
+    one_line,
+    stored_tensor,
+    type_name,
+)
 from attrcli.formats.onnx_ops.walk import File, Walk
 from attrcli.formats.spec import Sample, TensorSpec
-from attrcli.graph.build import Builder
 
 
 class Onnx:
@@ -42,6 +51,7 @@ class Onnx:
             given = [value for value in graph.input if value.name not in names]
             self.inputs = tuple(_spec(value) for value in given)
             held = [value for value in graph.output if _is_numeric(value)]
+            _check_names(graph)
             self.outputs: tuple[TensorSpec, ...] | None = tuple(_spec(value) for value in held)
         except ModelError as error:
             raise ModelError(f"{path}: {one_line(str(error))}") from error
@@ -62,7 +72,8 @@ class Onnx:
 
     def imported(self, shapes: Mapping[str, Sequence[Sequence[int]]], dtype: torch.dtype) -> fx.GraphModule:
         """Walk the graph for inputs of these whole shapes at the two probes. Raises UnsupportedOp, ModelError."""
-        walk = Walk(Builder(dtype), self.opsets, dict(self._stored), File(self._functions))
+        stored = sum(item.tensor.numel() for item in self._stored.values())
+        walk = Walk(BoundedBuilder(dtype), self.opsets, dict(self._stored), File(self._functions, stored))
         for spec in self.inputs:
             walk.placeholder(spec.name, shapes[spec.name], spec.dtype)
         names = [output.name for output in self.outputs or ()]
@@ -138,23 +149,41 @@ def _opsets(proto: onnx.ModelProto, path: Path) -> dict[str, int]:
 
 def _initializers(proto: onnx.ModelProto, path: Path) -> dict[str, Stored]:
     """Every stored tensor of a known type under its name; external data is read into the protobuf first."""
-    if proto.graph.sparse_initializer:
-        raise ModelError("sparse initializers are not supported: store them dense")
     statistics = {
         name for node in all_nodes(proto.graph) if node.op_type == "BatchNormalization" for name in node.input[3:5]
     }
-    stored = {}
+    stored, files, read = {}, {}, 0
     for entry in _all_tensors(proto):
         check_size(f"tensor '{entry.name}'", entry.dims)
         if entry.data_location == onnx.TensorProto.EXTERNAL:
-            _read_external(entry, path.parent)
+            file = _external_file(entry, path.parent)
+            files[file] = file.stat().st_size
+            read += _read_external(entry, file, files[file])
+            if read > 2 * sum(files.values()):  # some files tie weights; a bomb reads the same bytes again and again
+                raise ModelError(f"tensor '{entry.name}': its data in '{file.name}' is that of other tensors")
     for entry in proto.graph.initializer:
         if entry.data_type not in DTYPES:  # an error only in a graph that reads it: ONNX Runtime may know it
             continue
         held = stored_tensor(entry)
         parameter = held.is_floating_point() and held.dim() > 0 and entry.name not in statistics
         stored[entry.name] = Stored(held, entry.name, parameter)
+    for sparse in proto.graph.sparse_initializer:
+        held = dense_tensor(sparse)
+        stored[sparse.values.name] = Stored(held, sparse.values.name, held.is_floating_point())
     return stored
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Raise ModelError when two inputs, or two outputs of nodes, have one name."""
+    for what, names in (
+        ("input", [value.name for value in graph.input]),
+        ("tensor", [name for node in graph.node for name in node.output if name]),
+    ):
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise ModelError(f"{what} '{name}' is there twice")
+            seen.add(name)
 
 
 def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -171,31 +200,43 @@ def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 graphs.extend(attribute.graphs)
 
 
-def _read_external(entry: onnx.TensorProto, folder: Path) -> None:
-    """Read a tensor's data from the file beside the model that it names, and hold it in the protobuf."""
-    facts = {item.key: item.value for item in entry.external_data}
-    location = facts.get("location", "")
+def _external_file(entry: onnx.TensorProto, folder: Path) -> Path:
+    """The file beside the model that holds a tensor's data."""
+    location = next((item.value for item in entry.external_data if item.key == "location"), "")
     inside = location and "\0" not in location and not Path(location).is_absolute() and ".." not in Path(location).parts
     try:
         file = (folder / location).resolve() if inside else Path()
-    except OSError as error:
+        if not inside or not file.is_relative_to(folder.resolve()):
+            raise ModelError(f"tensor '{entry.name}': refused: its data lies outside the model's folder: '{location}'")
+        if not file.is_file():
+            raise ModelError(f"tensor '{entry.name}': its data file '{location}' is missing beside the model")
+    except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
         raise ModelError(f"tensor '{entry.name}': its data file '{location}' cannot be found") from error
-    if not inside or not file.is_relative_to(folder.resolve()):
-        raise ModelError(f"tensor '{entry.name}': refused: its data lies outside the model's folder: '{location}'")
-    if not file.is_file():
-        raise ModelError(f"tensor '{entry.name}': its data file '{location}' is missing beside the model")
+    return file
+
+
+def _read_external(entry: onnx.TensorProto, file: Path, size: int) -> int:
+    """Hold a tensor's data in the protobuf; return its number of bytes."""
+    facts = {item.key: item.value for item in entry.external_data}
+    wanted = math.prod(entry.dims) * DTYPES[entry.data_type].itemsize if entry.data_type in DTYPES else None
     try:
-        offset, size = int(facts.get("offset", 0)), file.stat().st_size
-        length = int(facts.get("length", size - offset))
+        offset = int(facts.get("offset", 0))
+        length = int(facts.get("length", size - offset if wanted is None else wanted))
     except ValueError as error:
         raise ModelError(f"tensor '{entry.name}': its data's offset or length is not a number") from error
+    if wanted is not None and length != wanted:
+        raise ModelError(f"tensor '{entry.name}': {length} bytes of data do not fit its shape {list(entry.dims)}")
     if offset < 0 or length < 0 or offset + length > size:
-        raise ModelError(f"tensor '{entry.name}': its data is not all in '{location}', which is {size} bytes long")
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        entry.raw_data = stream.read(length)
+        raise ModelError(f"tensor '{entry.name}': its data is not all in '{file.name}', which is {size} bytes long")
+    try:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            entry.raw_data = stream.read(length)
+    except OSError as error:
+        raise ModelError(f"tensor '{entry.name}': '{file.name}' cannot be read: {error.strerror or error}") from error
     del entry.external_data[:]
     entry.data_location = onnx.TensorProto.DEFAULT
+    return length
 
 
 def _is_numeric(value: onnx.ValueInfoProto) -> bool:

@@ -77,7 +77,15 @@ class Pt2:
 
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Feed the exported graph to the builder. Raises UnsupportedOp, ModelError."""
-        feed = Feed(Builder(dtype))
+        try:
+            return self._fed(Feed(Builder(dtype)), samples, batches)
+        except AttrcliError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+            raise ModelError(f"the exported program does not hold together ({what})") from error
+
+    def _fed(self, feed: Feed, samples: Mapping[str, Sample], batches: Sequence[int]) -> fx.GraphModule:
         for name, kind, held in self._sources:
             if kind in _STORED:
                 feed.env[name] = feed.b.tensor(self._tensors[held], held, parameter=kind == "parameter")

@@ -234,7 +234,7 @@ def _place(node: Mapping[str, Any]) -> str:
     metadata = node.get("metadata") or {}
     modules = [part.split(",")[1] for part in metadata.get("nn_module_stack", "").split(";") if part.count(",") > 1]
     where = f"node '{name}'" + (f" in '{modules[-1]}'" if modules and modules[-1] else "")
-    frames = re.findall(r'File "([^"\n]+)", line (\d+)[^\n]*\n([^\n]*)', metadata.get("stack_trace", ""))
+    frames = re.findall(r'File "([^"<\n]+)", line (\d+)[^\n]*\n([^\n]*)', metadata.get("stack_trace", ""))
     if not frames:
         return where
     file, line, code = frames[-1]

@@ -79,7 +79,8 @@ class Walk:
             try:
                 result = self.step(node, [env[value.debugName()] for value in node.inputs()], env)
                 outputs = [value.debugName() for value in node.outputs()]
-                env.update(zip(outputs, [result] if len(outputs) == 1 else result or (), strict=True))
+                if outputs:
+                    env.update(zip(outputs, [result] if len(outputs) == 1 else result, strict=True))
             except AttrcliError:
                 raise
             except Exception as error:
@@ -186,6 +187,13 @@ class Walk:
             count += 1
         return carried[0] if len(carried) == 1 else carried
 
+    def changed(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """SetAttr: refused, since what a call computes would depend on the calls before it."""
+        prefix = self.names.get(id(args[0]), "")
+        self.b.refuse(
+            f"prim::SetAttr: the model changes its own state, '{f'{prefix}.' if prefix else ''}{node.s('name')}'"
+        )
+
     def raised(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """An exception of the model itself, reached with these shapes."""
         raise ModelError(f"the model raises: {args[0]} ({self.b.where})")
@@ -259,7 +267,6 @@ def _unpack(walk: Walk, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
 
 
 _REFUSED = {
-    "prim::SetAttr": "prim::SetAttr: the model changes its own state",
     "prim::CallFunction": "prim::CallFunction: a function that is called by reference",
     "prim::CreateObject": "prim::CreateObject: an object of a class",
     "prim::PythonOp": "prim::PythonOp: a Python function, which the file does not hold",
@@ -268,6 +275,7 @@ _REFUSED = {
 _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     "prim::Constant": Walk.constant,
     "prim::GetAttr": Walk.attribute,
+    "prim::SetAttr": Walk.changed,
     "prim::If": Walk.branch,
     "prim::Loop": Walk.loop,
     "prim::RaiseException": Walk.raised,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attrcli.formats.onnx_ops.base import Node, Op, Operand, Result, Table, aten, padded, tensor
+from attrcli.formats.onnx_ops.base import Node, Op, Operand, Result, Table, aten, modest, padded, tensor
 from attrcli.graph.build import Builder, Value
 
 
@@ -99,6 +99,7 @@ def _bias_of_scores(
         bias = more if bias is None else b.call(aten.add.Tensor, bias, more)
     if bias is None or not causal:
         return bias, causal
+    modest(b, rows, columns)
     later = np.triu(np.full((rows, columns), float(torch.finfo(torch.float32).min)), 1)
     return b.call(aten.add.Tensor, bias, b.tensor(torch.from_numpy(later), "later keys")), False
 

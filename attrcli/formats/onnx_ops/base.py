@@ -19,6 +19,9 @@ SMALL = 64
 LARGEST = 1 << 28
 """Most elements that an op may make from constants alone: more than any honest file needs."""
 
+MODEST = 1 << 24
+"""Most elements of a table that an importer writes out in Python: positions of windows, weights of a resize."""
+
 
 @dataclass(frozen=True, eq=False)
 class Known:
@@ -167,7 +170,12 @@ def product(b: Builder, numbers: Sequence[Any]) -> Any:
     return result
 
 
-def limit(b: Builder, sizes: Sequence[Any]) -> None:
+def modest(b: Builder, *sizes: int) -> None:
+    """Refuse to write out a table of this shape when it is absurdly large."""
+    limit(b, sizes, MODEST)
+
+
+def limit(b: Builder, sizes: Sequence[Any], most: int = LARGEST) -> None:
     """Refuse a shape with a negative size or an absurd number of elements, before it is allocated."""
     count = 1
     for size in sizes:
@@ -175,7 +183,7 @@ def limit(b: Builder, sizes: Sequence[Any]) -> None:
         if number < 0:
             b.refuse(f"a negative size: {number}")
         count *= number
-    if count > LARGEST:
+    if count > most:
         b.refuse(f"a tensor of {count} elements made from constants")
 
 

@@ -178,7 +178,7 @@ def transpose(b: Builder, n: Node, x: Known) -> Known:
 def expand(b: Builder, n: Node, x: Known, shape: Known) -> Known | None:
     """Expand to a constant shape."""
     sizes = shape.list()
-    if any(isinstance(size, Value) for size in sizes) or math.prod(sizes) * x.array.size > SMALL:
+    if any(isinstance(size, Value) or size < 0 for size in sizes) or math.prod(sizes) * x.array.size > SMALL:
         return None
     return Known(x.array * np.ones(sizes, dtype=object) if not _symbolic(x) else _broadcast(x, sizes), x.dtype)
 

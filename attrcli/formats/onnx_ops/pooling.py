@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attrcli.formats.onnx_ops.base import Node, Result, Table, aten, product
+from attrcli.formats.onnx_ops.base import MODEST, Node, Result, Table, aten, modest, product
 from attrcli.formats.onnx_ops.layers import pad_pairs, spatial, window_pads
 from attrcli.graph.build import Builder, Value
 
@@ -21,6 +21,8 @@ def _windows(b: Builder, n: Node, x: Value) -> tuple[list[int], list[int], list[
     ones = [1] * len(kernel)
     strides, dilations = list(n.get("strides", ones)), list(n.get("dilations", ones))
     pairs = window_pads(b, n, x, kernel, strides, dilations)
+    if any(abs(item) > MODEST for item in (*kernel, *strides, *dilations, *(side for pair in pairs for side in pair))):
+        b.refuse(f"{n.op} with windows of {kernel}, strides {strides}, dilations {dilations}, pads {pairs}")
     if len(kernel) not in _MAX or x.rank != len(kernel) + 2:
         b.refuse(f"{n.op} over {len(kernel)} dimensions of a tensor of rank {x.rank}")
     beyond = []
@@ -85,11 +87,14 @@ def average_pool(b: Builder, n: Node, x: Value) -> Result:
         means = b.call(_AVERAGE[len(kernel)], padded, kernel, strides)
     else:
         means = _dilated_mean(b, padded, kernel, strides, dilations)
+    for size, k, (before, after), more in zip(sizes, kernel, pairs, beyond, strict=True):
+        modest(b, before + size + after + more, k)
     share = np.ones(())
     for size, k, s, d, (before, after), more in zip(sizes, kernel, strides, dilations, pairs, beyond, strict=True):
         inside = np.zeros(before + size + after + more)
         inside[0 if with_pads else before : before + size + (after if with_pads else 0)] = 1
         starts = np.arange(0, len(inside) - (k - 1) * d, s)
+        modest(b, share.size, len(starts))
         share = np.multiply.outer(share, inside[starts[:, None] + d * np.arange(k)].sum(1) / k)
     if (share == 1).all():
         return means
@@ -99,6 +104,7 @@ def average_pool(b: Builder, n: Node, x: Value) -> Result:
 def _dilated_mean(b: Builder, x: Value, kernel: list[int], strides: list[int], dilations: list[int]) -> Result:
     """Mean over dilated windows: a convolution of each channel with a constant."""
     sizes, zeros = b.sizes(x), [0] * len(kernel)
+    modest(b, sizes[1], *kernel)
     weight = b.literal(np.full((sizes[1], 1, *kernel), 1 / math.prod(kernel)).tolist(), torch.float32)
     return b.call(aten.convolution.default, x, weight, None, strides, zeros, dilations, False, zeros, sizes[1])
 

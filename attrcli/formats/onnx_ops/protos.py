@@ -51,8 +51,12 @@ def _decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+_LONGEST = 400
+
+
 def one_line(text: str) -> str:
     """Text of a file that may hold anything, fit for one line of an error."""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -14,6 +14,9 @@ from attrcli.graph.build import Builder, Value
 _LARGEST_MATRIX = 1 << 24
 """Most elements of the matrix that resizes one axis: 4096 to 4096."""
 
+_MOST_ROWS = 1 << 15
+"""Most elements of an axis after the resize."""
+
 _NEAREST = {3: aten.upsample_nearest1d.vec, 4: aten.upsample_nearest2d.vec, 5: aten.upsample_nearest3d.vec}
 _LINEAR = {3: aten.upsample_linear1d.vec, 4: aten.upsample_bilinear2d.vec, 5: aten.upsample_trilinear3d.vec}
 
@@ -52,7 +55,7 @@ def _resized(
     for i, (axis, (count, scale)) in enumerate(zip(axes, plans, strict=True)):
         if count is None:
             continue
-        if have[i] * count > _LARGEST_MATRIX:
+        if have[i] * count > _LARGEST_MATRIX or count > _MOST_ROWS or count < 0:
             b.refuse(f"Resize of {have[i]} elements to {count}")
         ends = (0.0, 1.0) if roi is None else (roi[i], roi[i + len(axes)])
         weights = interpolation(n, have[i], count, scale, ends)
@@ -121,7 +124,7 @@ def _along(b: Builder, x: Value, axis: int, weights: NDArray[np.float64]) -> Res
     """Multiply one axis by a matrix; one that only picks elements is an index."""
     if ((weights == 1).sum(1) == 1).all() and ((weights == 0).sum(1) == weights.shape[1] - 1).all():
         return b.call(aten.index_select.default, x, axis, b.literal(weights.argmax(1).tolist(), torch.int64))
-    matrix = b.literal(weights.tolist(), torch.float32)
+    matrix = b.tensor(torch.from_numpy(weights), "weights")
     if axis == x.rank - 1:
         return b.call(aten.linear.default, x, matrix)
     moved = b.call(aten.linear.default, b.call(aten.transpose.int, x, axis, -1), matrix)

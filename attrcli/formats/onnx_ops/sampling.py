@@ -17,6 +17,7 @@ from attrcli.formats.onnx_ops.base import (
     Table,
     aten,
     limit,
+    modest,
     product,
     reads,
     tensor,
@@ -60,6 +61,7 @@ def deform_conv(
     rows, columns = spatial(b, offset)
     groups, taps = n.get("offset_group", 1), math.prod(kernel)
     shifts = b.call(aten.reshape.default, offset, [-1, groups, taps, 2, rows, columns])
+    modest(b, taps, rows, columns)
     places = []
     for axis, count in ((0, rows), (1, columns)):
         tap = np.arange(kernel[axis]) * dilations[axis]
@@ -97,7 +99,7 @@ def roi_align(b: Builder, n: Node, data: Operand, rois: Operand, indices: Operan
     x, regions, index = tensor(b, data), tensor(b, rois), tensor(b, indices)
     half = n.get("coordinate_transformation_mode", "half_pixel") == "half_pixel"
     rows, columns, ratio = n.get("output_height", 1), n.get("output_width", 1), n.get("sampling_ratio", 0)
-    limit(b, [rows, columns, max(ratio, 1), max(ratio, 1)])
+    modest(b, rows, columns, max(ratio, 1), max(ratio, 1))
     scaled = b.call(aten.mul.Scalar, regions, n.get("spatial_scale", 1.0))
     scaled = b.call(aten.sub.Scalar, scaled, 0.5) if half else scaled
     images = b.call(aten.index_select.default, x, 0, b.call(aten.to.dtype, index, torch.int64))
@@ -110,7 +112,7 @@ def roi_align(b: Builder, n: Node, data: Operand, rois: Operand, indices: Operan
         extent = [end - start for start, end in zip(box[:2], box[2:], strict=True)]
         extent = extent if half else [max(size, 1.0) for size in extent]
         points = math.ceil(extent[1] / rows), math.ceil(extent[0] / columns)
-        limit(b, [rows, columns, *points])
+        modest(b, rows, columns, *points)
         own = [b.call(aten.slice.Tensor, item, 0, i, i + 1, 1) for item in (images, scaled)]
         parts.append(_aligned(b, n, own[0], own[1], half, (rows, columns), points))
     return b.call(aten.cat.default, parts, 0)
@@ -179,8 +181,7 @@ def col2im(b: Builder, n: Node, x: Value, image: Known, block: Known) -> Result:
     strides, dilations = n.get("strides", ones), n.get("dilations", ones)
     pads = n.get("pads", [0] * 2 * rank)
     padded = [size + pads[i] + pads[i + rank] for i, size in enumerate(sizes)]
-    limit(b, padded)
-    limit(b, kernel)
+    modest(b, *padded, *kernel)
     if rank == 2 and pads[:2] == pads[2:]:
         return b.call(aten.col2im.default, x, sizes, kernel, dilations, pads[:2], strides)
     index: Any = np.zeros((), dtype=np.int64)

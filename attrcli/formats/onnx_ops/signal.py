@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attrcli.formats.onnx_ops.base import Known, Node, Result, Table, aten, axis_of, limit, objects, reads
+from attrcli.formats.onnx_ops.base import Known, Node, Result, Table, aten, axis_of, modest, objects, reads
 from attrcli.graph.build import Builder, Value
 
 _LARGEST_MATRIX = 1 << 24
@@ -92,7 +92,7 @@ def mel_weight_matrix(b: Builder, n: Node, *given: Known) -> Result:
     """MelWeightMatrix, a constant. Source: its specification (ONNX) and reference implementation."""
     bins, length, rate, low, high = (item.list()[0] for item in given)
     rows = length // 2 + 1
-    limit(b, [rows, bins + 2])
+    modest(b, rows, bins + 2)
     ends = [2595 * np.log10(1 + hertz / 700) for hertz in (low, high)]
     mels = np.arange(bins + 2) * (ends[1] - ends[0]) / (bins + 2) + ends[0]
     edges = ((length + 1) * (700 * (10 ** (mels / 2595) - 1)) // rate).astype(np.int64)

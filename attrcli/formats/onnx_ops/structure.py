@@ -19,6 +19,7 @@ from attrcli.formats.onnx_ops.base import (
     dtype_of,
     known,
     limit,
+    modest,
     objects,
     product,
     reads,
@@ -196,6 +197,8 @@ def split(b: Builder, n: Node, x: Value, sizes: Known | None = None) -> Result:
         if isinstance(whole, Value):
             b.refuse("Split of a dimension that depends on the batch size into equal parts")
         count = n.get("num_outputs", len(n.outputs))
+        if not 0 < count <= max(len(n.outputs), 1):
+            b.refuse(f"Split into {count} parts, for {len(n.outputs)} outputs")
         size_ = -(-whole // count)
         each = [min(size_, whole - i * size_) for i in range(count)]
     return b.call(aten.split_with_sizes.default, x, each, axis)
@@ -301,6 +304,7 @@ def _padded(b: Builder, n: Node, x: Value, pads: list[int], axes: list[int], val
         whole = b.size(x, axis)
         if isinstance(whole, Value):
             b.refuse(f"Pad with mode '{mode}' of a dimension that depends on the batch size")
+        modest(b, whole + max(0, before) + max(0, after))
         places = np.arange(whole)[max(0, -before) : whole - max(0, -after)]
         places = np.pad(places, (max(0, before), max(0, after)), mode=mode)
         x = b.call(aten.index_select.default, x, axis, b.literal(places.tolist(), torch.int64))

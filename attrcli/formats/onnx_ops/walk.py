@@ -19,8 +19,11 @@ from attrcli.formats.onnx_ops.protos import all_nodes, attributes_of, domain_of,
 from attrcli.formats.onnx_ops.tables import BESIDE_STANDARD, REFUSED, TABLES
 from attrcli.graph.build import Builder, Value
 
-MOST_NODES = 200_000
+MOST_NODES = 100_000
 """Most nodes that one import evaluates, loops unrolled and functions opened."""
+
+MOST_NUMBERS = 1 << 11
+"""Most numbers of one tensor that are followed beside the graph."""
 
 MOST_LEVELS = 60
 """Most functions and subgraphs inside one another."""
@@ -31,8 +34,14 @@ class File:
     """What every walk over one file shares: its functions, and what it has cost so far."""
 
     functions: dict[tuple[str, str], Function] = field(default_factory=dict)
+    stored: int = 0
     nodes: int = 0
     elements: int = 0
+
+    @property
+    def most_elements(self) -> int:
+        """Most elements that may be made from constants, which dequantised weights are."""
+        return max(LARGEST // 4, 4 * self.stored)
 
 
 @dataclass
@@ -68,9 +77,7 @@ class Walk:
         for proto in _needed(nodes, outputs):
             name = proto.name or next((output for output in proto.output if output), "")
             self.b.where = self.place + one_line(f"node '{name}' ({proto.op_type})")
-            self.file.nodes += 1
-            if self.file.nodes > MOST_NODES:
-                raise ModelError(f"{self.b.where}: the graph has more than {MOST_NODES} nodes once loops are unrolled")
+            self.count()
             try:
                 results = self.step(proto, Node(proto.op_type, attributes_of(proto, self.attributes), proto.output))
             except AttrcliError:
@@ -86,6 +93,12 @@ class Walk:
             raise ModelError(f"{self.place}no node makes the output '{one_line(missing)}'")
         return [self.env[name] for name in outputs]
 
+    def count(self) -> None:
+        """Count one node evaluated, or one body entered."""
+        self.file.nodes += 1
+        if self.file.nodes > MOST_NODES or len(self.b.graph.nodes) > 8 * MOST_NODES:
+            raise ModelError(f"{self.b.where}: the graph has more than {MOST_NODES} nodes once loops are unrolled")
+
     def folded(self, name: str, result: Operand) -> Operand:
         """A result under its name; one computed from constants alone is a constant from here on.
 
@@ -98,11 +111,11 @@ class Walk:
         first, second = result.probes
         if result.data or first.is_meta:
             return result
-        self.file.elements += first.numel()
-        if self.file.elements > LARGEST:
-            raise ModelError(f"{self.b.where}: more than {LARGEST} elements made from constants")
         if not torch.equal(first, second) or _uses_parameters(self.b.root, result.node):
             return result
+        self.file.elements += first.numel()
+        if self.file.elements > self.file.most_elements:
+            raise ModelError(f"{self.b.where}: more than {self.file.most_elements} elements made from constants")
         return Stored(first, name)
 
     def step(self, proto: onnx.NodeProto, node: Node) -> list[Operand]:
@@ -134,6 +147,7 @@ class Walk:
         """A walk over a body inside this one."""
         if self.level >= MOST_LEVELS:
             raise ModelError(f"{self.b.where}: functions and subgraphs more than {MOST_LEVELS} deep")
+        self.count()
         given = {"opsets": self.opsets, "attributes": self.attributes, **changes}
         return Walk(self.b, env=env, file=self.file, place=f"{what}: ", level=self.level + 1, **given)
 
@@ -175,7 +189,21 @@ class Walk:
             isinstance(x, Known) for x in operands
         ):
             return None
-        return ON_NUMBERS[node.op](self.b, node, *(known(self.b, operand) for operand in operands))
+        result = ON_NUMBERS[node.op](self.b, node, *(known(self.b, operand) for operand in operands))
+        return [self.bounded(item) for item in result] if isinstance(result, list) else self.bounded(result)
+
+    def bounded(self, result: Any) -> Any:
+        """Numbers that fit their type; many constants become a tensor again."""
+        if result is None:
+            return None
+        numbers = result.list()
+        if any(type(number) is int and abs(number) >= 1 << 63 for number in numbers):
+            self.b.refuse("a size beyond 63 bits")
+        if len(numbers) <= MOST_NUMBERS:
+            return result
+        if any(isinstance(number, Value) for number in numbers):
+            self.b.refuse(f"{len(numbers)} sizes in one tensor")
+        return Stored(torch.tensor(result.array.tolist(), dtype=result.dtype), "numbers")
 
     def find(self, proto: onnx.NodeProto) -> Op | None:
         """The row of the op table for this node in its operator set's version; None without one."""
