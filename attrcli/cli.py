@@ -194,7 +194,7 @@ def explain(
         kept = f"finished rows are in {part}; " if part.exists() else ""
         complain("error", f"interrupted; {kept}the same command goes on from there")
         raise typer.Exit(130) from None
-    _report(summary, drawn, resolved.overlays, as_json)
+    _report(summary, drawn, resolved.overlays or "", as_json)
     if missed or len(summary.errors) > resolved.tolerated(summary.rows):
         raise typer.Exit(3)
 
@@ -215,7 +215,7 @@ def _explain(plan: "Plan", report: Report) -> "tuple[Summary, int | None, int]":
     return summary, drawn, len(missed)
 
 
-def _report(summary: "Summary", drawn: int | None, folder: str | None, as_json: bool) -> None:
+def _report(summary: "Summary", drawn: int | None, folder: str, as_json: bool) -> None:
     for _, message in summary.errors[:20]:
         complain("failed", message)
     if len(summary.errors) > 20:
@@ -240,7 +240,7 @@ def _report(summary: "Summary", drawn: int | None, folder: str | None, as_json: 
         facts["gap_median"] = float(f"{ordered[len(ordered) // 2]:.2g}")
         facts["gap_max"] = float(f"{ordered[-1]:.2g}")
     if drawn is not None:
-        facts |= {"overlays": drawn, "folder": folder} if as_json else {"overlays": f"{drawn} in {folder}"}
+        facts |= {"overlays": drawn, "folder": folder} if as_json else {"overlays": f"{drawn} in {Path(folder)}"}
     _print(facts, as_json)
 
 

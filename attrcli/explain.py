@@ -203,7 +203,7 @@ def _scored(plan: Plan, batch: _Batch, places: Sequence[int]) -> _Scored:
     labels = torch.from_numpy(batch.labels[list(places)].astype(np.int64))
     target = targets.resolve(plan.wanted, plan.config.score, logits, head, labels)  # type: ignore[arg-type]
     seeds = [baselines.seed_of(batch.ids[i], plan.config.seed) for i in places]
-    target = replace(target, seed=torch.tensor(seeds))
+    target = replace(target, seed=torch.tensor(seeds, device=inputs.device))
     score = select(logits, target, head).double()
     if not bool(torch.isfinite(score).all()):
         model.scores(inputs, target)  # raises, naming the node

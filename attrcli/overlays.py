@@ -121,6 +121,14 @@ def _signature(name: str, method: str) -> dict[str, str]:
     return {"Software": "attrcli", "id": plain, "method": method}
 
 
+def _require_apart(folder: Path, ids: Iterable[str], source: Source) -> None:
+    """Raise UsageError where a picture would take the place of an input."""
+    for name, file in file_names(ids).items():
+        picture, original = folder / file, source.root / name
+        if picture.exists() and original.exists() and picture.samefile(original):
+            raise UsageError(f"{picture} is an input; choose another folder for the pictures")
+
+
 def draw(
     run_path: Path,
     folder: Path,
@@ -136,15 +144,11 @@ def draw(
     """
     with RunFile(run_path) as run:
         source = Source.of(run, root)
-        for name, file in file_names(run.ids).items():
-            picture, original = folder / file, source.root / name
-            if picture.exists() and original.exists() and picture.samefile(original):
-                raise UsageError(f"{picture} is an input; choose another folder for the pictures")
+        _require_apart(folder, run.ids, source)
         paths = prepare(folder, run.ids, str(run.attributes["method"]), force=force)
         rows = [int(row) for row in np.flatnonzero(run.status == Status.OK)]
-        scale = None
-        if style.scale == "run":
-            scale = render.run_scale((_map(run, row) for row in rows), style.percentile)
+        maps = (_map(run, row) for row in rows)
+        scale = render.run_scale(maps, style.percentile) if style.scale == "run" else None
         failed: list[str] = []
 
         def one(row: _Row) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def run(case: Case, folder: Path) -> Outcome:
     if reason := not_applicable(case.model):
         return Outcome(reason)
     message = ""
-    for free in _choices(case):
+    for free in choices(case):
         try:
             if error := _compared(case, free, folder, _floating(case.model)):
                 return Outcome("fail", free, error)
@@ -192,13 +192,13 @@ def _compared(case: Case, free: Sequence[str], folder: Path, dtype: torch.dtype)
     return ""
 
 
-def _choices(case: Case) -> list[tuple[str, ...]]:
+def choices(case: Case) -> list[tuple[str, ...]]:
     """Names of the inputs that stay free: all, those of floating type, the first of those, the first of all, none."""
     given = _given(case.model)
     floating = [value.name for value in given if DTYPES[value.type.tensor_type.elem_type].is_floating_point]
     names = tuple(value.name for value in given)
-    wanted = [names, tuple(floating), tuple(floating[:1]), names[:1], ()]
-    return [choice for i, choice in enumerate(wanted) if choice not in wanted[:i]]
+    wanted = [choice for choice in (names, tuple(floating), tuple(floating[:1]), names[:1]) if choice]
+    return [*dict.fromkeys(wanted), ()]
 
 
 def _given(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -277,11 +277,11 @@ def difference(case: Case, results: Sequence[torch.Tensor], wanted: Arrays) -> s
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def run_all(pattern: str = "") -> dict[str, tuple[Case, Outcome]]:
+def run_all(pattern: str = "", tests: Iterable[Case] | None = None) -> dict[str, tuple[Case, Outcome]]:
     """Every test whose name matches, with what became of it."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases():
+        for case in cases() if tests is None else tests:
             if re.search(pattern, case.name):
                 found[f"{case.group}/{case.name}"] = (replace(case, data=()), run(case, Path(folder)))
     return found

@@ -589,14 +589,14 @@ def test_a_flag_goes_before_the_config_file_and_that_before_the_default(tmp_path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sede = 3", ["unknown key 'sede'", "did you mean 'seed'"]),
-        ("seed = 1.5", ["seed = 1.5", "a whole number"]),
-        ("seed = true", ["seed = True"]),
-        ('limit = "3"', ["limit = '3'"]),
-        ("inputs = [1]", ["inputs = [1]", "a list of texts"]),
-        ('inputs = "x"', ["inputs = 'x'"]),
-        ("force = 1", ["true or false"]),
-        ("seed = ", ["is not TOML"]),
+        ("sede = 3", ["run.toml: ", "unknown key 'sede'", "did you mean 'seed'"]),
+        ("seed = 1.5", ["run.toml: ", "seed = 1.5", "a whole number"]),
+        ("seed = true", ["run.toml: ", "seed = True"]),
+        ('limit = "3"', ["run.toml: ", "limit = '3'"]),
+        ("inputs = [1]", ["run.toml: ", "inputs = [1]", "a list of texts"]),
+        ('inputs = "x"', ["run.toml: ", "inputs = 'x'"]),
+        ("force = 1", ["run.toml: ", "true or false"]),
+        ("seed = ", ["run.toml: ", "is not TOML"]),
         ("[options]\nsampels = 4", ["sampels", "did you mean 'samples'"]),
         ('batch_size = "many"', ["--batch-size many", "auto"]),
         ('max_errors = "few"', ["--max-errors few"]),
@@ -607,8 +607,6 @@ def test_a_wrong_config_file_is_refused_naming_file_and_key(tmp_path, out, text,
     file.write_text(text)
     message = refused(out, "--config", file, method="smoothgrad")
     assert all(word in message for word in words), message
-    if "[options]" not in text and "=" in text and "many" not in text and "few" not in text:
-        assert str(file) in message
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_method_without_a_baseline_leaves_its_columns_empty(tmp_path):
 
 
 def test_float64_is_stored_as_float64(tmp_path):
-    run(tmp_path / "run.h5", precision="float64", options={"steps": 300})
+    run(tmp_path / "run.h5", precision="float64", options={"steps": 40})
     found = rows(tmp_path / "run.h5")
     assert found["attribution"].dtype == found["score"].dtype == np.float64
     total = found["attribution"].sum((1, 2, 3)) - (found["score"] - found["baseline_score"])

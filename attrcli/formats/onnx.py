@@ -203,15 +203,16 @@ def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _external_file(entry: onnx.TensorProto, folder: Path) -> Path:
     """The file beside the model that holds a tensor's data."""
     location = next((item.value for item in entry.external_data if item.key == "location"), "")
+    shown = one_line(location)
     inside = location and "\0" not in location and not Path(location).is_absolute() and ".." not in Path(location).parts
     try:
         file = (folder / location).resolve() if inside else Path()
         if not inside or not file.is_relative_to(folder.resolve()):
-            raise ModelError(f"tensor '{entry.name}': refused: its data lies outside the model's folder: '{location}'")
+            raise ModelError(f"tensor '{entry.name}': refused: its data lies outside the model's folder: '{shown}'")
         if not file.is_file():
-            raise ModelError(f"tensor '{entry.name}': its data file '{location}' is missing beside the model")
+            raise ModelError(f"tensor '{entry.name}': its data file '{shown}' is missing beside the model")
     except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
-        raise ModelError(f"tensor '{entry.name}': its data file '{location}' cannot be found") from error
+        raise ModelError(f"tensor '{entry.name}': its data file '{shown}' cannot be found") from error
     return file
 
 

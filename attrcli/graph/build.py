@@ -243,16 +243,15 @@ class Builder:
         """A path for a stored tensor that is no other's, and neither above nor below another's."""
         parts = [_identifier(part) for part in name.split(".") if part]
         path = ".".join(f"{part}_" if part in _RESERVED else part for part in parts) or "constant"
-        count, candidate = self._counts.get(path, 0), path
-        while self._is_taken(candidate := f"{path}_{count}" if count else path):
+        if not self._paths.isdisjoint(_scopes(path)):
+            path = path.replace(".", "_")  # below another tensor, where nothing can be
+        count = self._counts.get(path, 0)
+        while (candidate := f"{path}_{count}" if count else path) in self._paths or candidate in self._scopes:
             count += 1
         self._counts[path] = count + 1
         self._paths.add(candidate)
         self._scopes.update(_scopes(candidate))
         return candidate
-
-    def _is_taken(self, path: str) -> bool:
-        return path in self._paths or path in self._scopes or not self._paths.isdisjoint(_scopes(path))
 
     def _canonical_arguments(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """All positional arguments in place with their defaults; keyword-only ones only when not the default."""

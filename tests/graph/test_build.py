@@ -246,7 +246,7 @@ def replay(steps, base, call):
 
 
 @given(programs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_chain_of_views_and_writes_gives_what_torch_gives(steps):
     possible = []
 

@@ -51,14 +51,28 @@ def attention(b: Builder, n: Node, *operands: Operand) -> Result:
     key, value = (_split_heads(b, item, n.get("kv_num_heads", 0)) for item in (key, value))
     groups = query.probes[0].shape[1] // key.probes[0].shape[1]
     causal, lengths = bool(n.get("is_causal", 0)), [item.probes[0].shape[2] for item in (query, key)]
-    if (mask is not None and (causal or mask.probes[0].shape[-1] != lengths[1])) or (
-        causal and lengths[0] != lengths[1]
-    ):
+    if mask is not None and mask.probes[0].shape[-1] != lengths[1]:
         return NotImplemented
+    if causal and (mask is not None or lengths[0] != lengths[1]):
+        mask, causal = _causal(b, mask, b.size(query, 2), b.size(key, 2)), False
     if groups > 1:
         key, value = (b.call(aten.repeat_interleave.self_int, item, groups, 1) for item in (key, value))
     result = _attended(b, query, key, value, mask, causal, n.get("scale"))
     return _merged(b, result) if flat else result
+
+
+def _causal(b: Builder, mask: Value | None, rows: Any, columns: Any) -> Value:
+    """A mask that also hides later keys; a query that then sees none gives zeros, as in the standard."""
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        b.refuse("Attention over a dimension that depends on the batch size")
+    modest(b, rows, columns)
+    seen = b.tensor(torch.from_numpy(np.tri(rows, columns, dtype=bool)), "earlier keys")
+    if mask is None:
+        return seen
+    if mask.dtype is torch.bool:
+        return b.call(aten.logical_and.default, mask, seen)  # type: ignore[no-any-return]
+    hidden = b.call(aten.full.default, [], float("-inf"), dtype=b.dtype)
+    return b.call(aten.where.self, seen, mask, hidden)  # type: ignore[no-any-return]
 
 
 # -- ONNX Runtime's ----------------------------------------------------------------------------------------------------

@@ -72,15 +72,14 @@ def _placed(b: Builder, n: Node, item: Operand, x: Value) -> Operand:
     value = tensor(b, item)
     if value.rank == 0:
         return item
-    shape = list(value.probes[0].shape)
-    axis, block = axis_of(b, n.get("axis", 1), x.rank) if x.rank else 0, n.get("block_size", 0)
+    if list(value.probes[0].shape) == [1]:
+        return _reshaped(b, item, [])
+    axis, block = axis_of(b, n.get("axis", 1), x.rank), n.get("block_size", 0)
     if value.rank == x.rank and block:
         longer = b.call(aten.repeat_interleave.self_int, value, block, axis)
         return b.call(aten.slice.Tensor, longer, axis, 0, x.probes[0].shape[axis], 1)
     if value.rank != 1:
-        b.refuse(f"{n.op} with a scale of shape {tuple(shape)}")
-    if shape == [1]:
-        return _reshaped(b, item, [])
+        b.refuse(f"{n.op} with a scale of shape {tuple(value.probes[0].shape)}")
     return _reshaped(b, item, [-1, *[1] * (x.rank - 1 - axis)])
 
 

@@ -55,6 +55,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "BitCast": "reads a tensor's memory as another type, while a graph keeps all floating tensors in one type",
         "ImageDecoder": "reads compressed image files: cut the model behind it",
     },
+    "com.microsoft.nchwc": {"": "is laid out for one processor: save the optimised model at the level 'extended'"},
     "ai.onnx.ml": {
         **dict.fromkeys(
             ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"),
@@ -63,4 +64,4 @@ REFUSED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("LabelEncoder", "CategoryMapper", "DictVectorizer"), "maps labels, not numbers"),
     },
 }
-"""Operator set domain -> op type -> why there is no row for it and will be none."""
+"""Operator set domain -> op type -> why there is no row for it and will be none; '' stands for all others."""

@@ -41,7 +41,7 @@ class File:
     @property
     def most_elements(self) -> int:
         """Most elements that may be made from constants, which dequantised weights are."""
-        return max(LARGEST // 4, 4 * self.stored)
+        return LARGEST + 16 * self.stored
 
 
 @dataclass
@@ -111,11 +111,11 @@ class Walk:
         first, second = result.probes
         if result.data or first.is_meta:
             return result
-        if not torch.equal(first, second) or _uses_parameters(self.b.root, result.node):
-            return result
         self.file.elements += first.numel()
         if self.file.elements > self.file.most_elements:
             raise ModelError(f"{self.b.where}: more than {self.file.most_elements} elements made from constants")
+        if not torch.equal(first, second) or _uses_parameters(self.b.root, result.node):
+            return result
         return Stored(first, name)
 
     def step(self, proto: onnx.NodeProto, node: Node) -> list[Operand]:
@@ -227,7 +227,8 @@ class Walk:
         domain, where = domain_of(proto.domain), self.b.where.removesuffix(f" ({proto.op_type})")
         version = self.opsets.get(domain)
         opset = f"opset {version}" if version is not None else "an operator set that the file does not import"
-        reason = REFUSED.get(domain, {}).get(proto.op_type, "has no importer")
+        reasons = REFUSED.get(domain, {})
+        reason = reasons.get(proto.op_type) or reasons.get("") or "has no importer"
         op = one_line(f"op {proto.op_type} (domain {domain or 'ai.onnx'}, {opset})")
         raise UnsupportedOp(f"{where}: {op} {reason}")
 
