@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attrcli import methods, preprocess
+from attrcli import methods
 from attrcli.errors import AttrcliError, UsageError
 from attrcli.preprocess import Preprocess
+from attrcli.sidecar import find, from_mapping, parse_embedded, to_toml
 from attrcli.store import RunFile, Status, is_run_file
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ def model_file(path: Path, shape: Shape | None = None) -> dict[str, Any]:
 
 def _sidecar(model: "Model") -> tuple[Preprocess | None, str]:
     """The preprocessing that `explain` would find without flags, and where."""
-    embedded = preprocess.parse_embedded(model.source.metadata.get("attrcli.toml"), str(model.path))
+    embedded = parse_embedded(model.source.metadata.get("attrcli.toml"), str(model.path))
     beside = model.path.with_suffix(".toml")
-    return preprocess.find(model.path, None, embedded), beside.name if beside.is_file() else "the file itself"
+    return find(model.path, None, embedded), beside.name if beside.is_file() else "the file itself"
 
 
 def _explained(model: "Model") -> "TensorSpec":
@@ -257,9 +258,9 @@ def write_sidecar(path: Path, shape: Shape | None = None, *, force: bool = False
     if target.exists() and not force:
         raise UsageError(f"{target} is there already; --force writes over it")
     model = models.load(path)
-    embedded = preprocess.parse_embedded(model.source.metadata.get("attrcli.toml"), str(path))
+    embedded = parse_embedded(model.source.metadata.get("attrcli.toml"), str(path))
     if embedded is not None:
-        text = preprocess.to_toml(preprocess.from_mapping(embedded, f"{path} (embedded)", None))
+        text = to_toml(from_mapping(embedded, f"{path} (embedded)", None))
     else:
         text = _guessed(model, shape)
     try:

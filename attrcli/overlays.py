@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attrcli import data, preprocess, render
+from attrcli import data, render, sidecar
 from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.preprocess import Preprocess
 from attrcli.render import Style
@@ -35,7 +35,7 @@ class Source:
     @classmethod
     def of(cls, run: RunFile, root: Path | None = None) -> "Source":
         """The inputs as the run file recorded them, or below another root."""
-        p = preprocess.from_mapping(run.attributes["preprocess"], str(run.path), None)
+        p = sidecar.from_mapping(run.attributes["preprocess"], str(run.path), None)
         return cls(root or Path(run.attributes["inputs_root"]), p)
 
     def read(self, name: str, sha256: str) -> data.Raw:

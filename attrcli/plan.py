@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attrcli import baselines, data, methods, preprocess, targets
+from attrcli import baselines, data, methods, sidecar, targets
 from attrcli import model as models
 from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, ModelError, NoInputsError, UnsupportedOp, UsageError
@@ -98,13 +98,13 @@ class Plan:
         return next((spec for spec in inputs if spec.name == self.config.input), inputs[0])
 
     def _preprocess(self) -> Preprocess:
-        embedded = preprocess.parse_embedded(self.model.source.metadata.get("attrcli.toml"), str(self.path))
+        embedded = sidecar.parse_embedded(self.model.source.metadata.get("attrcli.toml"), str(self.path))
         shape, channels = self._spec().shape, "RGB"
         if shape is not None:
             channels = "L" if len(shape) == 4 and 1 in (shape[1], shape[3]) else "RGB"
-        elif self.config.preprocess is not None and (own := preprocess.find(self.path, None, embedded)) is not None:
+        elif self.config.preprocess is not None and (own := sidecar.find(self.path, None, embedded)) is not None:
             channels = own.channels  # a preset says nothing of channels
-        found = preprocess.find(self.path, self.config.preprocess, embedded, channels)
+        found = sidecar.find(self.path, self.config.preprocess, embedded, channels)
         if found is not None:
             return found
         kind = data.guess_kind(self.config.inputs)
@@ -187,7 +187,7 @@ class Plan:
             )
         told = p.as_dict()
         told["input"]["columns"] = list(columns)
-        self.preprocess = preprocess.from_mapping(told, str(self.path), None)
+        self.preprocess = sidecar.from_mapping(told, str(self.path), None)
 
     def _labels(self) -> npt.NDArray[np.uint16]:
         names = self.preprocess.labels

@@ -10,8 +10,6 @@ import torch
 from attrcli.errors import UsageError
 from attrcli.score import Head, Score, Target
 
-UNKNOWN_LABEL = 65535
-
 _FORMS = "predicted, label, an index, a label name, A-B, C@sum, C@mask or i,j,k"
 
 
@@ -27,10 +25,10 @@ class Wanted:
 
 
 def parse(text: str, labels: Sequence[str] | None) -> Wanted:
-    """Read a target. Raises UsageError, with a suggestion, for a name that is no label."""
+    """Read a target. Raises UsageError, with a suggestion, for a name that is no label or that says two things."""
     names = list(labels or ())
     if text in names:
-        return Wanted(text, "index", names.index(text))
+        return Wanted(text, "index", _class(text, names, text))
     if text == "predicted":
         return Wanted(text, "predicted")
     if text == "label":
@@ -45,14 +43,22 @@ def parse(text: str, labels: Sequence[str] | None) -> Wanted:
         if not all(part.isdecimal() for part in parts):
             raise UsageError(f"--target {text}: a position is written i,j,k with whole numbers")
         return Wanted(text, "position", int(parts[0]), position=tuple(int(part) for part in parts[1:]))
-    for place in (i for i, character in enumerate(text) if character == "-" and 0 < i < len(text) - 1):
-        first, second = text[:place], text[place + 1 :]
-        if all(part in names or part.isdecimal() for part in (first, second)):
-            return Wanted(text, "index", _class(first, names, text), _class(second, names, text))
+    dashes = [place for place, character in enumerate(text) if character == "-"]
+    pairs = [(text[:place], text[place + 1 :]) for place in dashes]
+    pairs = [pair for pair in pairs if all(part in names or part.isdecimal() for part in pair)]
+    if len(pairs) > 1:
+        readings = " or ".join(f"'{first}' less '{second}'" for first, second in pairs)
+        raise UsageError(f"--target {text}: this says {readings}; use the indices of the classes")
+    if pairs:
+        first, second = pairs[0]
+        return Wanted(text, "index", _class(first, names, text), _class(second, names, text))
     return Wanted(text, "index", _class(text, names, text))
 
 
 def _class(text: str, names: list[str], whole: str) -> int:
+    if names.count(text) > 1:
+        places = ", ".join(str(index) for index, name in enumerate(names) if name == text)
+        raise UsageError(f"--target {whole}: the label '{text}' stands for the classes {places}; use an index")
     if text in names:
         return names.index(text)
     if text.isdecimal():

@@ -15,6 +15,7 @@ OnStep = Callable[[int, int, float], None]
 """`on_step(step, steps, loss)`, called after every optimiser step with `step` counted from 1."""
 
 
+# long: one loop, read from top to bottom
 def fit(
     module: nn.Module,
     arrays: Sequence[Tensor],

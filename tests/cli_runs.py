@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from attrcli.cli import app
 from attrcli.errors import AttrcliError
 
+torch.set_num_threads(1)  # nets this small are faster so
+
 SAMPLES = Path(__file__).parents[1] / "sample_models"
 TEST, TRAIN = SAMPLES / "images/test", SAMPLES / "images/train"
 MLP, CNN = SAMPLES / "fashion_mlp.onnx", SAMPLES / "fashion_cnn.onnx"

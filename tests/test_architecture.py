@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"graph", "formats", "score", "errors"},
     "baselines": {"errors"},
     "preprocess": {"errors"},
+    "sidecar": {"preprocess", "errors"},
     "data": {"errors"},
     "vae": {"model", "formats", "errors"},
     "training": {"model", "formats", "errors"},
@@ -62,7 +63,7 @@ CONFINED = {
     "click": (),  # Typer vendors it
     "torchvision": (),
 }
-TORCH_FREE = {"errors", "baselines", "preprocess", "data", "store", "render"}
+TORCH_FREE = {"errors", "baselines", "preprocess", "sidecar", "data", "store", "render"}
 TORCH_FREE |= {"config", "overlays", "export", "cli", "__main__"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 

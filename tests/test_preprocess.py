@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from attrcli.errors import InputError, UsageError
-from attrcli.preprocess import KEYS, Preprocess, find, from_mapping, load_sidecar, preset, to_toml
+from attrcli.preprocess import KEYS, Preprocess
+from attrcli.sidecar import find, from_mapping, load_sidecar, preset, to_toml
 
 FULL = """
 [input]

@@ -19,6 +19,7 @@ from attrcli.formats.onnx_ops.base import DTYPES, Stored
 from attrcli.formats.onnx_ops.bounded import BoundedBuilder
 from attrcli.formats.onnx_ops.functions import functions_of
 from attrcli.formats.onnx_ops.protos import (
+    FOUR_BITS,
     all_nodes,
     check_size,
     dense_tensor,
@@ -161,16 +162,27 @@ def _initializers(proto: onnx.ModelProto, path: Path) -> dict[str, Stored]:
             read += _read_external(entry, file, files[file])
             if read > 2 * sum(files.values()):  # some files tie weights; a bomb reads the same bytes again and again
                 raise ModelError(f"tensor '{entry.name}': its data in '{file.name}' is that of other tensors")
+    narrow = _only_dequantised(proto.graph)
     for entry in proto.graph.initializer:
-        if entry.data_type not in DTYPES:  # an error only in a graph that reads it: ONNX Runtime may know it
+        known = entry.data_type in DTYPES or (entry.data_type in FOUR_BITS and entry.name in narrow)
+        if not known:  # an error only in a graph that reads it: ONNX Runtime may know it
             continue
-        held = stored_tensor(entry)
+        held = stored_tensor(entry, narrow=True)
         parameter = held.is_floating_point() and held.dim() > 0 and entry.name not in statistics
         stored[entry.name] = Stored(held, entry.name, parameter)
     for sparse in proto.graph.sparse_initializer:
         held = dense_tensor(sparse)
         stored[sparse.values.name] = Stored(held, sparse.values.name, held.is_floating_point())
     return stored
+
+
+def _only_dequantised(graph: onnx.GraphProto) -> set[str]:
+    """Names that DequantizeLinear alone reads: there a type of 4 bits means no more than its numbers."""
+    read: dict[str, set[str]] = {}
+    for node in all_nodes(graph):
+        for name in node.input:
+            read.setdefault(name, set()).add(f"{domain_of(node.domain)}.{node.op_type}")
+    return {name for name, ops in read.items() if ops <= {".DequantizeLinear", "com.microsoft.DequantizeLinear"}}
 
 
 def _check_names(graph: onnx.GraphProto) -> None:

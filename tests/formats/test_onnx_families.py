@@ -168,6 +168,39 @@ def test_quantised_op_equals_onnx_runtime(op: str, tmp_path: Path) -> None:
         assert np.abs(result - wanted).max() <= 0.0371
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4])
+def test_weights_of_four_bits(kind: int, tmp_path: Path) -> None:
+    levels = list(range(-8, 7)) if kind == TensorProto.INT4 else list(range(15))
+    nodes = [node("DequantizeLinear", "w s", "d", axis=0), node("MatMul", "x d", "y")]
+    proto = model(nodes, {"x": ("N", 5)}, constants={"s": positive(5)}, opset=21)
+    proto.graph.initializer.append(helper.make_tensor("w", kind, [5, 3], levels))
+    source = saved(proto, tmp_path)
+    assert_same(built(source), source.proto_bytes(), {"x": torch.randn(4, 5)})
+    proto.graph.node[0].op_type = "Cast"
+    del proto.graph.node[0].input[1:]
+    del proto.graph.node[0].attribute[:]
+    proto.graph.node[0].attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+    with pytest.raises(ModelError, match="reads 'w', which nothing before it makes in a supported type"):
+        built(saved(proto, tmp_path))
+
+
+def test_sparse_constants(tmp_path: Path) -> None:
+    def sparse(name: str, places: np.ndarray) -> onnx.SparseTensorProto:
+        values = numpy_helper.from_array(np.array([1.5, -2.0], np.float32), name)
+        return helper.make_sparse_tensor(values, numpy_helper.from_array(places, f"{name}_places"), [4, 3])
+
+    constant = helper.make_node("Constant", [], ["c"], name="c", sparse_value=sparse("v", np.array([[0, 1], [3, 2]])))
+    proto = model([constant, node("Add", "c w", "d"), node("MatMul", "x d", "y")], {"x": ("N", 4)})
+    proto.graph.sparse_initializer.append(sparse("w", ints(0, 11)))
+    dense = torch.zeros(4, 3)
+    dense[0, 0], dense[0, 1], dense[3, 2] = 1.5, 1.5, -4.0
+    x = torch.randn(2, 4)
+    assert torch.allclose(built(saved(proto, tmp_path))(x)[0], x @ dense)
+    proto.graph.sparse_initializer[0].indices.CopyFrom(numpy_helper.from_array(ints(0, 12), "p"))
+    with pytest.raises(ModelError, match="an index lies outside its shape"):
+        saved(proto, tmp_path)
+
+
 def test_the_gradient_passes_straight_through_the_rounding(tmp_path: Path) -> None:
     nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "y")]
     proto = model(nodes, {"x": ("N", 4)}, constants={"s": np.float32(0.1), "z": np.uint8(128)})

@@ -31,12 +31,15 @@ def test_a_network_with_a_head_runs_as_its_logits(tmp_path):
     assert_close(ready_(x).softmax(1), module(x), 1e-13)
 
 
-def test_a_wide_network_runs_in_channels_last(tmp_path):
+def test_a_wide_and_heavy_network_runs_in_channels_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "HEAVY", 1_000_000)
     module = ready(ResNet18(16, 10))
     wide = made(save_traced(module, (3, 32, 32), tmp_path / "net.pt"), (3, 32, 32))
     narrow = made(save_traced(ready(Residual()), (3, 32, 32), tmp_path / "small.pt"), (3, 32, 32))
     assert wide.channels_last
     assert not narrow.channels_last
+    operations = {str(node.target) for node in wide.run.graph.nodes}
+    assert "aten.batch_norm.default" not in operations
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert_close(wide(x), module(x), 1e-12)
     assert wide.activation_bytes > 8 * 64 * 64 * 4

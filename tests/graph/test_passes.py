@@ -100,12 +100,7 @@ def shared(b, x):
     return b.call(aten.add.Tensor, norm(b, y, 4, 10), y)
 
 
-NOT_def tied(b, x):
-    weight = stored(b, 3, 3, 3, 3)
-    return norm(b, conv(b, norm(b, conv(b, x, weight), 3, 10), weight), 3, 20)
-
-
-FOLDED = {
+NOT_FOLDED = {
     "shared producer": shared,
     "transposed": lambda b, x: norm(b, conv(b, x, stored(b, 3, 4, 3, 3), transposed=True), 4, 10),
     "another producer": lambda b, x: norm(b, b.call(aten.relu.default, x), 3, 10),

@@ -74,9 +74,13 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(inner)
 
 
-def stored_tensor(entry: onnx.TensorProto) -> torch.Tensor:
-    """A stored tensor of any type that torch computes with."""
-    if entry.data_type not in DTYPES:
+FOUR_BITS: dict[int, Any] = {onnx.TensorProto.UINT4: np.uint8, onnx.TensorProto.INT4: np.int8}
+"""Types of 4 bits, and those that hold their numbers: for weights that are dequantised and read by nothing else."""
+
+
+def stored_tensor(entry: onnx.TensorProto, *, narrow: bool = False) -> torch.Tensor:
+    """A stored tensor of any type that torch computes with, or of 4 bits where `narrow`."""
+    if entry.data_type not in DTYPES and not (narrow and entry.data_type in FOUR_BITS):
         raise ModelError(f"tensor '{entry.name}' has data type {type_name(entry.data_type)}, which is not supported")
     if entry.data_location == onnx.TensorProto.EXTERNAL:  # numpy_helper would read it, from anywhere
         raise ModelError(f"tensor '{entry.name}' of a function keeps its data outside the file")
@@ -84,6 +88,8 @@ def stored_tensor(entry: onnx.TensorProto) -> torch.Tensor:
         array = np.array(numpy_helper.to_array(entry))
     except (ValueError, TypeError) as error:
         raise ModelError(f"tensor '{entry.name}': its data does not fit its shape {list(entry.dims)}") from error
+    if entry.data_type in FOUR_BITS:
+        return torch.from_numpy(array.astype(FOUR_BITS[entry.data_type]))
     if entry.data_type == onnx.TensorProto.BFLOAT16:
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(array)

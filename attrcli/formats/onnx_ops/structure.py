@@ -34,6 +34,7 @@ def constant(b: Builder, n: Node) -> Result:
     """Constant, in any of its attributes."""
     for name, dtype in (
         ("value", None),
+        ("sparse_value", None),
         ("value_float", torch.float32),
         ("value_floats", torch.float32),
         ("value_int", torch.int64),
