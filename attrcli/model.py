@@ -18,17 +18,17 @@ import torch
 from attrcli import formats
 from attrcli.errors import AttrcliWarning, ModelError, NonFiniteError, UnsupportedOp, UsageError
 from attrcli.formats.cut import Cut
-from attrcli.formats.spec import Sample, Source, TensorSpec
+from attrcli.formats.spec import Sample, Source, describe, require_shape
 from attrcli.graph import engine, passes
 from attrcli.graph.build import FREE
 from attrcli.graph.engine import Engine
 from attrcli.graph.trace import first_nonfinite
 from attrcli.score import Head, Target, apply_head, select, undo_head
 
-__all__ = ["Model", "Target", "load"]
+__all__ = ["Model", "Target", "describe", "load"]
 
 AGREEMENT = 1e-3
-"""Difference between ONNX Runtime and the imported graph, relative to the largest logit (0.01 at least), that is an error."""
+"""Difference between ONNX Runtime and the imported graph, of the largest logit (0.01 at least), that is an error."""
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -98,7 +98,10 @@ class Model:
             raise UsageError(f"{self.path} has several inputs; choose one with --input: {describe(self.source.inputs)}")
         self.input, self.output, self.input_dtype, self.declared = input or names[0], output, dtype, declared
         self.channels_last_input = layout == "NHWC"
-        self.fixed = {name: value.to(self.device) for name, value in (fixed or {}).items()}
+        self.fixed = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            for name, value in (fixed or {}).items()
+        }
         missing = [name for name in names if name != self.input and name not in self.fixed]
         unknown = [name for name in self.fixed if name not in names or name == self.input]
         if missing or unknown:
@@ -245,7 +248,7 @@ class Model:
         samples = self._samples(shape)
         declared = next(spec for spec in self.source.inputs if spec.name == self.input).shape
         if self.input in samples:
-            _require_shape(declared, samples[self.input].shape)
+            require_shape(declared, samples[self.input].shape)
         if declared is not None and declared[0] is not None:
             self._say_frozen(declared[0], "the file says so")
             return self._frozen(samples, declared[0])
@@ -377,23 +380,3 @@ class Model:
                 f"{self.path}: ONNX Runtime and the imported graph differ by {difference:.2g} of the largest output on "
                 f"real input (accepted: {AGREEMENT:g}); this is a defect of the importer, please report the model"
             )
-
-
-def describe(specs: tuple[TensorSpec, ...]) -> str:
-    """Names, shapes and types of inputs or outputs, for a message."""
-
-    def one(spec: TensorSpec) -> str:
-        shape = "?" if spec.shape is None else "x".join("N" if size is None else str(size) for size in spec.shape)
-        return f"{spec.name} {shape} {str(spec.dtype).removeprefix('torch.')}"
-
-    return ", ".join(one(spec) for spec in specs)
-
-
-def _require_shape(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> None:
-    """Raise ModelError when a sample's shape cannot be what the file asks for."""
-    if declared is None:
-        return
-    fits = len(declared) == len(shape) + 1 and all(d in (None, s) for d, s in zip(declared[1:], shape, strict=True))
-    if not fits:
-        wanted = "x".join("?" if size is None else str(size) for size in declared[1:])
-        raise ModelError(f"the model's input is {wanted} per sample; this input is {'x'.join(map(str, shape))}")

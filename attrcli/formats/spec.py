@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import fx
 
+from attrcli.errors import ModelError
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -49,3 +51,23 @@ class Source(Protocol):
     def parameter_count(self) -> int:
         """Number of elements of all parameters."""
         ...
+
+
+def describe(specs: tuple[TensorSpec, ...]) -> str:
+    """Names, shapes and types of inputs or outputs, for a message."""
+
+    def one(spec: TensorSpec) -> str:
+        shape = "?" if spec.shape is None else "x".join("N" if size is None else str(size) for size in spec.shape)
+        return f"{spec.name} {shape} {str(spec.dtype).removeprefix('torch.')}"
+
+    return ", ".join(one(spec) for spec in specs)
+
+
+def require_shape(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> None:
+    """Raise ModelError when a sample's shape cannot be what the file asks for."""
+    if declared is None:
+        return
+    fits = len(declared) == len(shape) + 1 and all(d in (None, s) for d, s in zip(declared[1:], shape, strict=True))
+    if not fits:
+        wanted = "x".join("?" if size is None else str(size) for size in declared[1:])
+        raise ModelError(f"the model's input is {wanted} per sample; this input is {'x'.join(map(str, shape))}")
