@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 THREADS = len(os.sched_getaffinity(0))
-ROUNDS = 9
+ROUNDS = 7
 SAMPLES = ROOT / "sample_models"
 TASKS = {  # images per measurement, options of integrated gradients and of occlusion, rows per pass
     "fashion_cnn": {"images": 16, "shape": (1, 28, 28), "steps": 50, "patch": 4, "stride": 2, "rows": 64},

@@ -51,15 +51,17 @@ def save_traced(module: nn.Module, shape: tuple[int, ...], path: Path, batch: in
     return path
 
 
-def save_exported(
-    module: nn.Module, shape: tuple[int, ...], path: Path, *, batch: int | None = None, decomposed: bool = False
-) -> Path:
-    """Save a `.pt2` with a free batch, or with this one."""
+def exported(module: nn.Module, shape: tuple[int, ...], batch: int | None = None) -> torch.export.ExportedProgram:
+    """Export with a free batch, or with this one."""
     dtype = next((p.dtype for p in module.parameters()), torch.float64)
     free = None if batch else ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with quiet():
-        program = torch.export.export(module, (torch.rand(batch or 3, *shape, dtype=dtype),), dynamic_shapes=free)
-        torch.export.save(program.run_decompositions() if decomposed else program, path)
+        return torch.export.export(module, (torch.rand(batch or 3, *shape, dtype=dtype),), dynamic_shapes=free)
+
+
+def save_exported(module: nn.Module, shape: tuple[int, ...], path: Path, *, batch: int | None = None) -> Path:
+    with quiet():
+        torch.export.save(exported(module, shape, batch), path)
     return path
 
 
@@ -264,6 +266,54 @@ class Sequence1d(nn.Module):
         return torch.cat([x.amax(2), F.max_pool1d(x, 2).mean(2), x.std(2), F.normalize(x, dim=1).sum(2)], dim=1)
 
 
+class Encoder(nn.Module):
+    """torch's own transformer layer, under a causal mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.triu(torch.full((x.size(1), x.size(1)), float("-inf"), dtype=x.dtype), 1)
+        mixed = torch.softmax(x @ x.transpose(1, 2) + mask, dim=-1) @ self.layer(x)
+        return self.attention(mixed, x, x)[0].mean(1)
+
+
+class Standardised(nn.Module):
+    """Convolutions whose weights are standardised in the forward pass, in two spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        var, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
+        first = (weight - mean) / torch.sqrt(var + 1e-5)
+        flat = weight.reshape(1, 4, -1)
+        second = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(weight)
+        return F.conv2d(x, first, bias).flatten(1) + F.conv2d(x, second).flatten(1)
+
+
+class Various(nn.Module):
+    """Sorting, gathering, indexing, einsum, scans, gates, similarities, sampling on a grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[:, :, :, 0]
+        chosen = torch.cat([rows.topk(2, 1)[0], rows.sort(1)[0], rows.gather(1, rows.argmax(1, keepdim=True))], 1)
+        index = torch.tensor([0, 2, 1])
+        mixed = torch.einsum("nij,nkj->nik", rows, rows[:, index].tril())
+        gated = F.glu(torch.cat([mixed, rows[:, :, :3]], dim=1)[:, :6], 1).cumsum(1)
+        similar = F.cosine_similarity(rows, rows.flip(1), dim=2) + torch.logsumexp(rows, 2) + rows.norm(2, 2)
+        grid = torch.linspace(-1, 1, 4, dtype=x.dtype).reshape(1, 2, 1, 2).expand(x.size(0), -1, 2, -1)
+        sampled = F.grid_sample(x, grid, align_corners=False)
+        picked = torch.where(x > 0, x, x.clamp(min=-0.1) * 3)[:, :, ::2].prod(3)
+        return torch.cat(
+            [part.flatten(1) for part in (chosen, gated, similar, sampled, picked, x.std(dim=(2, 3)))], dim=1
+        )
+
+
 class BasicBlock(nn.Module):
     """A block of ResNet-18."""
 
@@ -425,7 +475,10 @@ ANY_WAY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied": (Tied, (5,)),
     "upsampled": (Upsampled, (4, 5, 5)),
     "sequence": (Sequence1d, (4, 18)),
-    "resnet18": (lambda: ResNet18(8, 10), (3, 32, 32)),
+    "encoder": (Encoder, (5, 8)),
+    "standardised": (Standardised, (4, 5, 5)),
+    "various": (Various, (4, 3, 3)),
+    "resnet18": (lambda: ResNet18(8, 10), (3, 24, 24)),
     "writes_through_views": (WritesThroughViews, (3, 4)),
     "writes_into": (WritesInto, (3, 4)),
     "writes_to_chunks": (WritesToChunks, (4, 4)),

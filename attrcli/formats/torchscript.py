@@ -1,6 +1,7 @@
 """TorchScript archives: checked, loaded, and walked node by node into a canonical graph (torchscript_walk.py)."""
 
 import io
+import pickletools
 import re
 import warnings
 import zipfile
@@ -134,7 +135,11 @@ def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
             if entry.file_size > (size if entry.compress_type == zipfile.ZIP_STORED else _LARGEST_TEXT):
                 raise ModelError(f"refused: the entry {inner!r} is {entry.file_size} bytes in a file of {size}")
             data = archive.read(entry)
-            if inner.startswith("code/") or inner.endswith(".pkl"):
+            if inner.endswith(".debug_pkl") and not _is_pickle(data):
+                continue  # it only holds the lines of the source
+            if inner.endswith(".pkl") and not _is_pickle(data):
+                raise ModelError(f"a damaged TorchScript archive: {inner} is no pickle")
+            if inner.endswith((".py", ".pkl")):
                 _check_code(inner, data)
             elif inner.startswith("extra/") and len(data) < 1 << 20:
                 extra[inner.removeprefix("extra/")] = data.decode("utf-8", "replace")
@@ -143,10 +148,16 @@ def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
     return out, extra
 
 
+def _is_pickle(data: bytes) -> bool:
+    """Whether this is a pickle from end to end; torch would make room for lengths that lead beyond it."""
+    try:
+        return all(True for _ in pickletools.genops(data))
+    except Exception:
+        return False
+
+
 def _check_code(name: str, data: bytes) -> None:
     """Refuse what may not be in a source file, or a class that a pickle names, however it is laid out in lines."""
-    if name.startswith("code/") and not name.endswith(".py"):
-        return
     text = data.decode("utf-8", "replace")
     code = re.sub(r"[\s\\]*([.(])[\s\\]*", r"\1", text) if name.endswith(".py") else text.replace("\n", ".")
     for pattern, what in _FORBIDDEN.items():

@@ -78,6 +78,8 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "add": lambda b, container, other: container + other,
     "mul": lambda b, container, times: container * times,
     "sum": _sum,
+    "all": lambda b, items: b.number(all, items),
+    "any": lambda b, items: b.number(any, items),
     "format": lambda b, text, *args: text.format(*args),
     "percentFormat": lambda b, text, *args: text % args,
     "eq": _equal,

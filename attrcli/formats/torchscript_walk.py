@@ -250,7 +250,10 @@ def _outputs(results: list[Any]) -> dict[str, Value]:
 
 def _place(node: Any) -> str:
     """Where a node stands in the model's source: 'file:line: text' as far as the file kept it."""
-    text = node.sourceRange()
+    try:
+        text = node.sourceRange()
+    except Exception:  # the part of the file that holds the lines is damaged
+        return ""
     file = re.search(r'File "([^"]+)", line (\d+)', text)
     lines = text.splitlines()
     code = next((lines[i - 1].strip() for i, line in enumerate(lines) if "~~~" in line and i), "")
@@ -295,6 +298,8 @@ _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     "prim::is_nested": lambda w, n, a, e: False,
     "prim::requires_grad": lambda w, n, a, e: True,
     "aten::is_grad_enabled": lambda w, n, a, e: True,
+    "aten::is_autocast_enabled": lambda w, n, a, e: False,
+    "aten::is_autocast_cpu_enabled": lambda w, n, a, e: False,
     "prim::is_cuda": lambda w, n, a, e: False,
     "prim::type": lambda w, n, a, e: a[0].type,
     "prim::dtype": lambda w, n, a, e: _SCALAR_TYPES.index(a[0].dtype),

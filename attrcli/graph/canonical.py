@@ -1,160 +1,16 @@
 """One spelling per operation: overloads that mean the same as another become it, when the graph is built."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attrcli.graph import inplace
+from attrcli.graph import inplace, layers
 
 if TYPE_CHECKING:
     from attrcli.graph.build import Builder
-    from attrcli.graph.value import Value
 
 aten = torch.ops.aten
-
-
-def _convolution(rank: int) -> Callable[..., Any]:
-    def rewrite(
-        b: "Builder",
-        x: Any,
-        w: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: Any = 1,
-    ) -> Any:
-        spread = [_spread(item, rank) for item in (stride, padding, dilation)]
-        return _batched(
-            b, x, rank + 2, lambda v: b.call(aten.convolution.default, v, w, bias, *spread, False, [0] * rank, groups)
-        )
-
-    return rewrite
-
-
-def _same_convolution(rank: int) -> Callable[..., Any]:
-    """Convolution with padding given in words: 'valid', or 'same' (stride 1; the odd element goes to the end)."""
-
-    def rewrite(
-        b: "Builder",
-        x: Any,
-        w: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: str = "valid",
-        dilation: Any = 1,
-        groups: Any = 1,
-    ) -> Any:
-        dilation = _spread(dilation, rank)
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, w.probes[0].shape[2:], strict=True)]
-        if any(t % 2 for t in total):
-            pads = [p for t in reversed(total) for p in (0, t % 2)]
-            x = b.call(aten.constant_pad_nd.default, x, pads, 0)
-        return _convolution(rank)(b, x, w, bias, stride, [t // 2 for t in total], dilation, groups)
-
-    return rewrite
-
-
-def _transposed(rank: int) -> Callable[..., Any]:
-    def rewrite(
-        b: "Builder",
-        x: Any,
-        w: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: Any = 1,
-        dilation: Any = 1,
-    ) -> Any:
-        spread = [_spread(item, rank) for item in (stride, padding, dilation)]
-        extra = _spread(output_padding, rank)
-        return _batched(
-            b, x, rank + 2, lambda v: b.call(aten.convolution.default, v, w, bias, *spread, True, extra, groups)
-        )
-
-    return rewrite
-
-
-def _spread(item: Any, rank: int) -> list[Any]:
-    items = list(item) if isinstance(item, Sequence) else [item]
-    return items * rank if len(items) == 1 else items
-
-
-def _batched(b: "Builder", x: "Value", rank: int, run: Callable[["Value"], Any]) -> Any:
-    """Run on a batch of one when the input has no batch dimension."""
-    if x.rank == rank:
-        return run(x)
-    return b.call(aten.squeeze.dims, run(b.call(aten.unsqueeze.default, x, 0)), [0])
-
-
-def _convolution_mode(
-    b: "Builder", x: Any, w: Any, bias: Any, stride: Any, padding: str, dilation: Any, groups: Any
-) -> Any:
-    return _same_convolution(w.rank - 2)(b, x, w, bias, stride, padding, dilation, groups)
-
-
-def _pad(b: "Builder", x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    if mode == "constant":
-        return b.call(aten.constant_pad_nd.default, x, pad, value or 0)
-    op = _PADS.get((mode, len(pad) // 2))
-    if op is None:
-        b.refuse(f"pad of {len(pad) // 2} dimensions in mode {mode}")
-    return b.call(op, x, pad)
-
-
-_PADS: dict[tuple[str, int], Any] = {
-    ("reflect", 1): aten.reflection_pad1d.default,
-    ("reflect", 2): aten.reflection_pad2d.default,
-    ("reflect", 3): aten.reflection_pad3d.default,
-    ("replicate", 1): aten.replication_pad1d.default,
-    ("replicate", 2): aten.replication_pad2d.default,
-    ("replicate", 3): aten.replication_pad3d.default,
-}
-
-
-def _batch_norm(
-    b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, *_: Any
-) -> Any:
-    if training:
-        b.refuse("batch norm in training mode: save the model after model.eval()")
-    return b.call(aten.batch_norm.default, x, w, bias, mean, var, False, momentum, eps, False)
-
-
-def _canonical_batch_norm(
-    b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, training: Any, momentum: Any, eps: Any, *_: Any
-) -> Any:
-    if training or mean is None or var is None:
-        b.refuse("batch norm in training mode: save the model after model.eval()")
-    return b.emit(aten.batch_norm.default, x, w, bias, mean, var, False, momentum, eps, False)
-
-
-def _native_batch_norm(b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, momentum: Any, eps: Any) -> Any:
-    return [_batch_norm(b, x, w, bias, mean, var, False, momentum, eps), None, None]
-
-
-def _statistics_of_one(b: "Builder", x: Any, w: Any, bias: Any, training: Any, momentum: Any, eps: Any) -> Any:
-    """Batch norm without stored statistics: instance norm, which exporters spell so on one row of all channels."""
-    if b.size(x, 0) != 1:
-        b.refuse("batch norm by the statistics of the batch")
-    return [b.emit(aten.instance_norm.default, x, w, bias, None, None, True, momentum, eps, False), None, None]
-
-
-def _native_group_norm(
-    b: "Builder", x: Any, w: Any, bias: Any, n: Any, c: Any, rest: Any, groups: int, eps: float
-) -> Any:
-    return [b.call(aten.group_norm.default, x, groups, w, bias, eps), None, None]
-
-
-def _dropout(b: "Builder", x: Any, p: Any = 0.5, train: Any = True, *_: Any) -> Any:
-    if train and p:
-        b.refuse("dropout in training mode: save the model after model.eval()")
-    return x
-
-
-def _native_dropout(b: "Builder", x: Any, p: Any, train: Any) -> Any:
-    return [_dropout(b, x, p, train), None]
 
 
 def _cast(
@@ -235,18 +91,45 @@ def _where(b: "Builder", condition: Any, x: Any, y: Any) -> Any:
     return b.emit(aten.where.self, condition, b.as_tensor(x), b.as_tensor(y))
 
 
-def _instance_norm(
-    b: "Builder", x: Any, w: Any, bias: Any, mean: Any, var: Any, use_input: Any, momentum: Any, eps: Any, *_: Any
-) -> Any:
-    if not use_input:
-        return _batch_norm(b, x, w, bias, mean, var, False, momentum, eps)
-    return b.emit(aten.instance_norm.default, x, w, bias, None, None, True, momentum, eps, False)
-
-
 def _rrelu(b: "Builder", x: Any, lower: Any = 1 / 8, upper: Any = 1 / 3, training: Any = False, *_: Any) -> Any:
     if training:
         b.refuse("rrelu in training mode: save the model after model.eval()")
     return b.call(aten.leaky_relu.default, x, (lower + upper) / 2)
+
+
+def _with_correction(op: Any) -> Callable[..., Any]:
+    """Variance and deviation, `unbiased` or not."""
+
+    def rewrite(b: "Builder", x: Any, dim: Any = None, unbiased: Any = True, keepdim: Any = False) -> Any:
+        return b.call(op, x, dim, correction=1 if unbiased else 0, keepdim=keepdim)
+
+    return rewrite
+
+
+def _of_all(op: Any) -> Callable[..., Any]:
+    return lambda b, x, unbiased=True: b.call(op, x, None, correction=1 if unbiased else 0)
+
+
+def _norm(b: "Builder", x: Any, p: Any = 2, dim: Any = None, keepdim: Any = False) -> Any:
+    return b.call(aten.linalg_vector_norm.default, x, 2 if p is None else p, dim, keepdim)
+
+
+def _grid_sampler(b: "Builder", x: Any, grid: Any, *args: Any) -> Any:
+    op = aten.grid_sampler_2d.default if x.rank == 4 else aten.grid_sampler_3d.default
+    return b.call(op, x, grid, *args)
+
+
+def _glu(b: "Builder", x: Any, dim: Any = -1) -> Any:
+    first, second = b.call(aten.chunk.default, x, 2, dim)
+    return b.call(aten.mul.Tensor, first, b.call(aten.sigmoid.default, second))
+
+
+def _cosine_similarity(b: "Builder", x: Any, y: Any, dim: Any = 1, eps: Any = 1e-8) -> Any:
+    def unit(z: Any) -> Any:
+        length = b.call(aten.linalg_vector_norm.default, z, 2, [dim], True)
+        return b.call(aten.div.Tensor, z, b.call(aten.clamp_min.default, length, eps))
+
+    return b.call(aten.sum.dim_IntList, b.call(aten.mul.Tensor, unit(x), unit(y)), [dim])
 
 
 def _hardsigmoid(b: "Builder", x: Any) -> Any:
@@ -284,29 +167,30 @@ def _split(b: "Builder", x: Any, each: Any, dim: int = 0) -> Any:
 
 
 REWRITES: dict[Any, Callable[..., Any]] = {
-    aten.conv1d.default: _convolution(1),
-    aten.conv2d.default: _convolution(2),
-    aten.conv3d.default: _convolution(3),
-    aten.conv1d.padding: _same_convolution(1),
-    aten.conv2d.padding: _same_convolution(2),
-    aten.conv3d.padding: _same_convolution(3),
-    aten.conv_transpose1d.default: _transposed(1),
-    aten.conv_transpose2d.input: _transposed(2),
-    aten.conv_transpose3d.input: _transposed(3),
-    aten._convolution_mode.default: _convolution_mode,
-    aten.pad.default: _pad,
+    aten.conv1d.default: layers.convolution(1),
+    aten.conv2d.default: layers.convolution(2),
+    aten.conv3d.default: layers.convolution(3),
+    aten.conv1d.padding: layers.same_convolution(1),
+    aten.conv2d.padding: layers.same_convolution(2),
+    aten.conv3d.padding: layers.same_convolution(3),
+    aten.conv_transpose1d.default: layers.transposed(1),
+    aten.conv_transpose2d.input: layers.transposed(2),
+    aten.conv_transpose3d.input: layers.transposed(3),
+    aten._convolution_mode.default: layers.convolution_mode,
+    aten.pad.default: layers.pad,
     aten._convolution.default: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten._convolution.deprecated: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
-    aten.batch_norm.default: _canonical_batch_norm,
-    aten._native_batch_norm_legit.no_stats: _statistics_of_one,
-    aten.cudnn_batch_norm.default: _batch_norm,
-    aten.native_batch_norm.default: lambda b, *args: [_batch_norm(b, *args), None, None],
-    aten._native_batch_norm_legit_no_training.default: _native_batch_norm,
-    aten.dropout.default: _dropout,
-    aten.feature_dropout.default: _dropout,
-    aten.alpha_dropout.default: _dropout,
-    aten.feature_alpha_dropout.default: _dropout,
-    aten.native_dropout.default: _native_dropout,
+    aten.batch_norm.default: layers.batch_norm,
+    aten.native_batch_norm.default: layers.native_batch_norm,
+    aten._native_batch_norm_legit.default: layers.native_batch_norm,
+    aten._native_batch_norm_legit.no_stats: layers.native_batch_norm_no_stats,
+    aten._native_batch_norm_legit_no_training.default: layers.native_batch_norm_inference,
+    aten.cudnn_batch_norm.default: lambda b, *args: [*layers.native_batch_norm(b, *args), None],
+    aten.dropout.default: layers.dropout,
+    aten.feature_dropout.default: layers.dropout,
+    aten.alpha_dropout.default: layers.dropout,
+    aten.feature_alpha_dropout.default: layers.dropout,
+    aten.native_dropout.default: layers.native_dropout,
     aten.to.dtype: _cast,
     aten.to.dtype_layout: _cast_by_keyword,
     aten.to.device: _cast_to_device,
@@ -337,10 +221,30 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.copy.default: lambda b, x, source, *_: inplace.filled(b, x, source),
     aten.fill.Scalar: inplace.filled,
     aten.fill.Tensor: inplace.filled,
-    aten.instance_norm.default: _instance_norm,
+    aten.instance_norm.default: layers.instance_norm,
     aten.rrelu.default: _rrelu,
     aten.hardsigmoid.default: _hardsigmoid,
     aten.relu6.default: _relu6,
+    aten.norm.Scalar: _norm,
+    aten.norm.ScalarOpt_dim: _norm,
+    aten.grid_sampler.default: _grid_sampler,
+    aten.glu.default: _glu,
+    aten.cosine_similarity.default: _cosine_similarity,
+    aten.max_pool1d_with_indices.default: layers.pool_and_indices(
+        aten.max_pool1d.default, aten.max_pool1d_with_indices.default
+    ),
+    aten.max_pool2d_with_indices.default: layers.pool_and_indices(
+        aten.max_pool2d.default, aten.max_pool2d_with_indices.default
+    ),
+    aten.max_pool3d_with_indices.default: layers.pool_and_indices(
+        aten.max_pool3d.default, aten.max_pool3d_with_indices.default
+    ),
+    aten.var.dim: _with_correction(aten.var.correction),
+    aten.std.dim: _with_correction(aten.std.correction),
+    aten.var_mean.dim: _with_correction(aten.var_mean.correction),
+    aten.std_mean.dim: _with_correction(aten.std_mean.correction),
+    aten.var.default: _of_all(aten.var.correction),
+    aten.std.default: _of_all(aten.std.correction),
     aten.chunk.default: _chunk,
     aten.split.Tensor: _split,
     aten.split.sizes: _split_sizes,
@@ -348,7 +252,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten._log_softmax.default: lambda b, x, dim, half: b.call(aten.log_softmax.int, x, dim),
     aten._adaptive_avg_pool2d.default: lambda b, x, size: b.call(aten.adaptive_avg_pool2d.default, x, size),
     aten._adaptive_avg_pool3d.default: lambda b, x, size: b.call(aten.adaptive_avg_pool3d.default, x, size),
-    aten.native_group_norm.default: _native_group_norm,
+    aten.native_group_norm.default: layers.native_group_norm,
     aten.native_layer_norm.default: lambda b, x, s, w, c, eps: [
         b.call(aten.layer_norm.default, x, s, w, c, eps),
         None,

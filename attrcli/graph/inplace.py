@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from attrcli.graph import ops
 from attrcli.graph.value import Value, View, is_tensor, leaves, probe, tree_map
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 _FILLS = ("copy_", "fill_", "zero_")
-_KEEP_SHAPE = ("detach_",)
+_RESHAPES = ("squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", "as_strided_", "set_")
 
 
 def write(b: "Builder", op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
@@ -55,7 +54,7 @@ def _functional(b: "Builder", op: Any, args: Sequence[Any], kwargs: Mapping[str,
     if packet is None or not name.endswith("_"):
         b.refuse(f"op aten.{name}")
     functional = getattr(packet, overload if overload in packet.overloads() else "default", None)
-    if functional is None or (ops.classify(functional) is ops.OpClass.SHAPE and name not in _KEEP_SHAPE):
+    if functional is None or name in _RESHAPES:
         b.refuse(f"op aten.{name}: a tensor whose shape changes in place")
     new: Value = b.call(functional, *args, **kwargs)
     return new

@@ -51,7 +51,7 @@ _NAMES = {
         asin.default acos.default atan.default sinh.default cosh.default asinh.default acosh.default atanh.default
         pow.Tensor_Scalar pow.Scalar""",
     OpClass.KINKED: """
-        relu.default relu6.default leaky_relu.default prelu.default hardtanh.default hardswish.default clamp.default
+        relu.default leaky_relu.default prelu.default hardtanh.default hardswish.default clamp.default
         clamp.Tensor clamp_min.default clamp_max.default clamp_min.Tensor clamp_max.Tensor abs.default
         threshold.default softshrink.default hardshrink.default""",
     OpClass.BILINEAR: """
@@ -60,28 +60,26 @@ _NAMES = {
         addcdiv.default prod.default prod.dim_int remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar
         atan2.default cumprod.default grid_sampler_2d.default grid_sampler_3d.default linalg_det.default""",
     OpClass.POOLING: """
-        max_pool1d.default max_pool2d.default max_pool3d.default max_pool2d_with_indices.default
+        max_pool1d.default max_pool2d.default max_pool3d.default max_pool1d_with_indices.default
+        max_pool2d_with_indices.default max_pool3d_with_indices.default
         adaptive_max_pool1d.default adaptive_max_pool2d.default adaptive_max_pool3d.default amax.default amin.default
         max.default min.default max.dim min.dim maximum.default minimum.default max.other min.other topk.default
         sort.default sort.stable scatter_reduce.two""",
     OpClass.NORMALISATION: """
         softmax.int log_softmax.int layer_norm.default group_norm.default instance_norm.default rms_norm.default
-        var.correction var.dim std.correction std.dim norm.ScalarOpt_dim linalg_vector_norm.default
-        var_mean.correction logsumexp.default""",
+        var.correction std.correction linalg_vector_norm.default
+        var_mean.correction std_mean.correction logsumexp.default""",
     OpClass.INDEXING: """
         select.int slice.Tensor narrow.default index.Tensor index_select.default gather.default take_along_dim.default
-        embedding.default cat.default stack.default where.self where.ScalarSelf where.ScalarOther where.Scalar
-        select_scatter.default slice_scatter.default scatter.src scatter.value scatter_add.default index_put.default
-        split.Tensor split_with_sizes.default split.sizes chunk.default unbind.int tensor_split.sections
-        tensor_split.indices flip.default roll.default repeat.default repeat_interleave.self_int
-        masked_fill.Scalar masked_fill.Tensor tril.default triu.default pixel_shuffle.default pixel_unshuffle.default
-        diagonal.default channel_shuffle.default""",
+        embedding.default cat.default stack.default where.self select_scatter.default slice_scatter.default scatter.src
+        scatter.value scatter_add.default index_put.default split.Tensor split_with_sizes.default chunk.default
+        unbind.int tensor_split.sections tensor_split.indices flip.default roll.default repeat.default
+        repeat_interleave.self_int masked_fill.Scalar masked_fill.Tensor tril.default triu.default pixel_shuffle.default
+        pixel_unshuffle.default diagonal.default channel_shuffle.default""",
     OpClass.SHAPE: """
-        reshape.default view.default _unsafe_view.default view_as.default reshape_as.default flatten.using_ints
-        unflatten.int permute.default transpose.int t.default numpy_T.default mT.default movedim.int
-        movedim.intlist unsqueeze.default squeeze.default squeeze.dim squeeze.dims expand.default expand_as.default
-        broadcast_to.default contiguous.default clone.default alias.default lift_fresh_copy.default detach.default
-        to.dtype _to_copy.default type_as.default unfold.default""",
+        reshape.default unflatten.int permute.default transpose.int t.default numpy_T.default mT.default movedim.int
+        movedim.intlist unsqueeze.default squeeze.dims expand.default broadcast_to.default detach.default to.dtype
+        unfold.default""",
     OpClass.CREATION: """
         arange.default arange.start arange.start_step full.default zeros.default ones.default empty.memory_format
         scalar_tensor.default zeros_like.default ones_like.default full_like.default new_zeros.default

@@ -1,6 +1,8 @@
 """TorchScript: outputs and gradients of the graph are the ScriptModule's; what cannot be walked is refused by name."""
 
+import random
 import zipfile
+from contextlib import suppress
 from typing import Optional
 
 import pytest
@@ -447,3 +449,45 @@ def test_classes_written_in_cpp_are_refused(tmp_path):
 
     with pytest.raises(ModelError, match="a class written in C"):
         formats.load(rewritten(path, tmp_path / "evil.pt", edit))
+
+
+def changed(data, draw):
+    """Some bytes flipped, dropped or repeated."""
+    data = bytearray(data)
+    for _ in range(draw.choice([1, 3, 20])):
+        place, kind = draw.randrange(len(data)), draw.randrange(3)
+        if kind == 0:
+            data[place] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del data[place : place + draw.randrange(1, 20)]
+        else:
+            data[place:place] = data[draw.randrange(len(data)) :][:20]
+        data = data or bytearray(b"x")
+    return bytes(data)
+
+
+def test_contents_changed_under_a_right_checksum_are_model_errors(tmp_path):
+    path = save_scripted(ready(Residual()), tmp_path / "net.pt")
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist() if "/data/" not in name]
+    sound = 0
+    for seed in range(80):
+        draw = random.Random(seed)
+        chosen = draw.choice(names)
+        evil = rewritten(
+            path, tmp_path / "evil.pt", lambda n, d, c=chosen, r=draw: changed(d, r) if n == c and d else d
+        )
+        with suppress(ModelError):
+            build(evil, (3, 6, 6))
+            sound += 1
+    assert 10 < sound < 70  # what only holds lines of the source may be anything
+
+
+def test_a_pickle_that_claims_four_gigabytes_is_refused_at_once(tmp_path):
+    path = save_scripted(ready(Holder()), tmp_path / "net.pt")
+    claim = b"\x80\x02X\xff\xff\xff\xff."
+    evil = rewritten(path, tmp_path / "evil.pt", lambda n, d: claim if n == "data.pkl" else d)
+    with pytest.raises(ModelError, match=r"evil\.pt: a damaged TorchScript archive: data\.pkl is no pickle"):
+        formats.load(evil)
+    lines = rewritten(path, tmp_path / "lines.pt", lambda n, d: claim if n.endswith(".debug_pkl") else d)
+    assert_same(build(lines, (2,)), load_script(path), (2,))
