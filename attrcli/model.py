@@ -133,7 +133,8 @@ class Model:
         for rows in self.passes(len(inputs)):
             chunk, others = inputs[rows], {name: value[rows] for name, value in held.items()}
             with torch.no_grad():
-                parts.append(self._session_run(chunk) if self._in_session(held) else self._graph_run(chunk, others))
+                in_session = self._in_session(chunk, held)
+                parts.append(self._session_run(chunk) if in_session else self._graph_run(chunk, others))
             self.on_pass(len(rows))
         return torch.cat(parts)
 
@@ -313,8 +314,15 @@ class Model:
 
     # -- ONNX Runtime --------------------------------------------------------------------------------------------
 
-    def _in_session(self, held: Mapping[str, torch.Tensor]) -> bool:
-        return self.format == "onnx" and self.dtype == torch.float32 and not held
+    def _in_session(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> bool:
+        """Whether ONNX Runtime gives the logits: for an ONNX file in float32 in which they are a tensor of the file."""
+        if self.format != "onnx" or self.dtype != torch.float32 or held:
+            return False
+        try:
+            made = self.engine(tuple(inputs.shape[1:]))
+        except UnsupportedOp:
+            return True
+        return made.head == "none" or made.output_tensor is not None
 
     def _session_run(self, inputs: torch.Tensor) -> torch.Tensor:
         if self._session is None:

@@ -66,18 +66,27 @@ def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, Head]:
     over another dimension than the classes, which are dimension 1 of the output.
     """
     node = last = _output(module).args[0][0]
-    while node.target in _LOOK_THROUGH and len(node.users) == 1:
+    while node.target in _LOOK_THROUGH and _read_once(node):
         node = node.args[0]
     head: Head = _HEADS.get(node.target, "none")
-    if head == "none" or len(node.users) != 1 or (head != "sigmoid" and not _over_classes(node, last)):
+    if head == "none" or not _read_once(node) or (head != "sigmoid" and not _over_classes(node, last)):
         return module, "none"
     name = node.name
 
     def edit(copy: fx.GraphModule) -> None:
         found = next(item for item in copy.graph.nodes if item.name == name)
+        after = _output(copy).args[0][0]
+        while after is not found:  # what follows the head held probabilities in the file, and now holds logits
+            after.meta.pop("tensor", None)
+            after = after.args[0]
         found.replace_all_uses_with(found.args[0])
 
     return _copied(module, edit), head
+
+
+def _read_once(node: fx.Node) -> bool:
+    """Whether one node reads the values of this one; asking for its size does not count."""
+    return sum(user.target is not ops.SIZE for user in node.users) == 1
 
 
 def _over_classes(softmax: Any, output: Any) -> bool:
