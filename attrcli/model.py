@@ -40,6 +40,8 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "float32", 
     """
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"--threads {threads}: choose from 1 to 1024")
     engine.set_up(threads)
     path = Path(path)
     return Model(path, formats.load(path), _device(device), PRECISIONS[precision])

@@ -45,7 +45,7 @@ def parse(text: str, labels: Sequence[str] | None) -> Wanted:
         return Wanted(text, "position", int(parts[0]), position=tuple(int(part) for part in parts[1:]))
     dashes = [place for place, character in enumerate(text) if character == "-"]
     pairs = [(text[:place], text[place + 1 :]) for place in dashes]
-    pairs = [pair for pair in pairs if all(part in names or part.isdecimal() for part in pair)]
+    pairs = [pair for pair in pairs if all(part in names or (part.isdecimal() and len(part) < 10) for part in pair)]
     if len(pairs) > 1:
         readings = " or ".join(f"'{first}' less '{second}'" for first, second in pairs)
         raise UsageError(f"--target {text}: this says {readings}; use the indices of the classes")
@@ -61,7 +61,7 @@ def _class(text: str, names: list[str], whole: str) -> int:
         raise UsageError(f"--target {whole}: the label '{text}' stands for the classes {places}; use an index")
     if text in names:
         return names.index(text)
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 10:
         return int(text)
     close = difflib.get_close_matches(text, names, 1)
     hint = f"; did you mean '{close[0]}'?" if close else ""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from store_runs import ATTRIBUTES, LAYOUT, batch, begin, fill, leftovers, make, names, open_run, part_of, sha
 
+from attrcli.errors import UsageError
 from attrcli.store import Layout, RunFile, RunWriter, Status
 
 FLOATS = ("attribution", "prediction", "score", "baseline_score", "completeness_delta", "remainder")
@@ -230,3 +231,9 @@ def test_a_row_that_is_written_again_never_counts_while_it_is_half_new(path, mon
         writer.write(slice(0, 2), batch(["x", "y"]))
     assert seen[0] == [1, 1]
     assert set(map(tuple, seen[1:])) == {(0, 0)}
+
+
+def test_a_device_is_never_replaced():
+    for force in (False, True):
+        with pytest.raises(UsageError, match="device"):
+            RunWriter.open("/dev/null", ["a"], Layout((2,), (3,), ("feature",)), {}, force=force)

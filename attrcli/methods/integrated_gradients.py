@@ -15,6 +15,9 @@ from attrcli.model import Model, Target
 FIRST = 25
 """Steps that steps=auto starts with."""
 
+MOST = 4000
+"""Most steps: the nodes of Gauss-Legendre quadrature are the eigenvalues of a matrix of steps x steps."""
+
 ROUNDING = 8
 """Units in the last place of the two scores below which steps=auto cannot tell a gap from rounding."""
 
@@ -47,6 +50,8 @@ class IntegratedGradients:
         least = 2 if self.rule == "trapezoid" else 1
         if self.steps != "auto" and self.steps < least:
             raise UsageError(f"integrated_gradients: steps={self.steps} must be at least {least} for rule={self.rule}")
+        if self.steps != "auto" and self.steps > MOST:
+            raise UsageError(f"integrated_gradients: steps={self.steps} must be at most {MOST}")
         if not 0 < self.tolerance < 1:
             raise UsageError(f"integrated_gradients: tolerance={self.tolerance} must lie between 0 and 1")
         if self.max_steps < FIRST:
