@@ -80,12 +80,11 @@ def _captum(network: str, method: str, folder: Path) -> Callable[[], Any]:
 
 
 def _captum_tuned(network: str, method: str, folder: Path) -> Callable[[], Any]:
-    """Captum with attrcli's allocator set-up and with parameters frozen."""
+    """Captum with attrcli's allocator set-up."""
     from attrcli.graph.engine import set_up
 
     set_up(THREADS)
-    run = _captum(network, method, folder)
-    return run
+    return _captum(network, method, folder)
 
 
 def _attrcli(kind: str) -> Callable[[str, str, Path], Callable[[], Any]]:
