@@ -135,8 +135,8 @@ def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
             if entry.file_size > (size if entry.compress_type == zipfile.ZIP_STORED else _LARGEST_TEXT):
                 raise ModelError(f"refused: the entry {inner!r} is {entry.file_size} bytes in a file of {size}")
             data = archive.read(entry)
-            if inner.endswith(".debug_pkl") and not _is_pickle(data):
-                continue  # it only holds the lines of the source
+            if inner.endswith(".debug_pkl"):
+                continue  # where each operation stood in the author's source: torch crashes on a damaged one
             if inner.endswith(".pkl") and not _is_pickle(data):
                 raise ModelError(f"a damaged TorchScript archive: {inner} is no pickle")
             if inner.endswith((".py", ".pkl")):

@@ -249,11 +249,8 @@ def _outputs(results: list[Any]) -> dict[str, Value]:
 
 
 def _place(node: Any) -> str:
-    """Where a node stands in the model's source: 'file:line: text' as far as the file kept it."""
-    try:
-        text = node.sourceRange()
-    except Exception:  # the part of the file that holds the lines is damaged
-        return ""
+    """Where a node stands in the code that the archive holds: 'file:line: text'."""
+    text = node.sourceRange()
     file = re.search(r'File "([^"]+)", line (\d+)', text)
     lines = text.splitlines()
     code = next((lines[i - 1].strip() for i, line in enumerate(lines) if "~~~" in line and i), "")

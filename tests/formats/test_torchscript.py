@@ -239,12 +239,12 @@ class Endless(nn.Module):
 
 
 REFUSED = {
-    "data if": (DataIf, (3,), UnsupportedOp, "input's data.*if x.sum"),
-    "data while": (DataWhile, (3,), UnsupportedOp, "input's data.*while bool"),
-    "item": (Item, (3,), UnsupportedOp, "input's data.*x\\[0, 0\\]"),
-    "batch if": (BatchIf, (3,), UnsupportedOp, "eq of a number that depends on the batch size.*x.size\\(0\\) == 1"),
-    "large batch if": (BatchIfLarge, (3,), UnsupportedOp, "lt of a number that depends on the batch size.*< 200"),
-    "batch divided": (BatchDivided, (3,), UnsupportedOp, "floordiv of a number that depends on the batch.*// 100"),
+    "data if": (DataIf, (3,), UnsupportedOp, "input's data.*torch.sum"),
+    "data while": (DataWhile, (3,), UnsupportedOp, "input's data.*torch.max"),
+    "item": (Item, (3,), UnsupportedOp, "input's data.*torch.mul"),
+    "batch if": (BatchIf, (3,), UnsupportedOp, "eq of a number that depends on the batch size.*torch.eq"),
+    "large batch if": (BatchIfLarge, (3,), UnsupportedOp, "lt of a number that depends on the batch size.*torch.lt.*200"),
+    "batch divided": (BatchDivided, (3,), UnsupportedOp, "floordiv of a number that depends on the batch.*torch.floordiv.*100"),
     "batch loop": (BatchLoop, (3,), UnsupportedOp, "number of rounds depends on the batch size"),
     "state": (Counts, (3,), UnsupportedOp, "SetAttr: the model changes its own state, 'calls'"),
     "raise": (Raises, (3,), ModelError, "the model raises: .*images only"),
