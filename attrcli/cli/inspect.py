@@ -1,0 +1,45 @@
+"""attrcli inspect."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attrcli.cli._app import app
+from attrcli.cli._options import Debug, Force, Json
+from attrcli.cli._terminal import print_facts, printable
+from attrcli.errors import UsageError
+
+
+@app.command(epilog="Example: attrcli inspect model.onnx")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model file or a run file.")],
+    shape: Annotated[str | None, typer.Option("--shape", help="Shape of one sample, C,H,W, where unknown.")] = None,
+    write_sidecar: Annotated[
+        bool, typer.Option("--write-sidecar", help="Write <stem>.toml beside the model, to be checked by hand.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in a model file (inputs, operations, which methods work) or in a run file (counts, gaps)."""
+    from attrcli import inspect as verb
+
+    sizes = _sizes(shape)
+    if write_sidecar:
+        print(printable(str(verb.write_sidecar(path, sizes, force=force))))
+        return
+    run = verb.is_run_file(path)
+    facts = verb.run_file(path) if run else verb.model_file(path, sizes)
+    if not as_json and "nodes" in facts:
+        facts["graph_nodes"] = f"{len(facts.pop('nodes'))} (--json lists their names, for --at)"
+    print_facts(facts, as_json)
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--shape {text}: whole numbers, as in 3,224,224")
+    return tuple(int(part) for part in parts)
