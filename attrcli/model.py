@@ -6,29 +6,33 @@ gradient, score = model.gradient(batch, Target(index))   # (N, ...), (N,)
 """
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from attrcli import formats
-from attrcli.errors import AttrcliWarning, ModelError, NonFiniteError, UnsupportedOp, UsageError
+from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
 from attrcli.formats.cut import Cut
 from attrcli.formats.spec import Sample, Source, describe, require_shape
 from attrcli.graph import engine, passes
 from attrcli.graph.build import FREE
+from attrcli.graph.coupling import coupled
 from attrcli.graph.engine import Engine
 from attrcli.graph.trace import first_nonfinite
 from attrcli.score import Head, Target, apply_head, select, undo_head
+from attrcli.session import Session
 
 __all__ = ["Model", "Target", "describe", "load"]
 
 AGREEMENT = 1e-3
 """Difference between ONNX Runtime and the imported graph, of the largest logit (0.01 at least), that is an error."""
+
+_COUPLED = "what it returns for one sample depends on the others of the batch"
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -72,9 +76,10 @@ class Model:
         self.channels_last_input = False
         self.fixed: dict[str, torch.Tensor] = {}
         self._engines: dict[Any, Engine] = {}
-        self._session: Any = None
+        self._session: Session | None = None
         self._undone: Head | None = None
         self._agreed = False
+        self._coupled: bool | None = None
 
     def bind(
         self,
@@ -207,6 +212,7 @@ class Model:
         cut = Model(self.path, Cut(self.source, node, self._samples(shape), self.dtype), self.device, self.dtype)
         cut.input, cut.input_dtype, cut.output, cut.declared = node, self.dtype, self.output, self.declared
         cut.rows, cut.on_pass = self.rows, self.on_pass
+        cut._coupled = self.engine(shape).batch == 1
         return cut
 
     def activation(self, node: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -256,13 +262,7 @@ class Model:
             self._say_frozen(declared[0], "the file says so")
             return self._frozen(samples, declared[0])
         try:
-            graph = self.source.build(samples, self.dtype, FREE)
-            shapes = graph.meta["output_shapes"]
-            chosen = [shapes[self.output]] if self.output in shapes else shapes.values()
-            if all(tuple(shape[:1] for shape in pair) == tuple((batch,) for batch in FREE) for pair in chosen):
-                graph.meta["batches"] = FREE
-                return engine.make(graph, self.output, self.device, None)
-            first: Exception = ModelError("the output does not keep the batch in its first dimension")
+            return self._free(samples)
         except (UnsupportedOp, ModelError) as error:
             first = error
         try:
@@ -272,9 +272,27 @@ class Model:
         self._say_frozen(1, str(first))
         return made
 
+    def _free(self, samples: Mapping[str, Sample]) -> Engine:
+        """The graph with a free batch. Raises ModelError where it has none, or where its rows are not independent."""
+        graph = self.source.build(samples, self.dtype, FREE)
+        shapes = graph.meta["output_shapes"]
+        chosen = [shapes[self.output]] if self.output in shapes else shapes.values()
+        if any(tuple(shape[:1] for shape in pair) != tuple((batch,) for batch in FREE) for pair in chosen):
+            raise ModelError("the output does not keep the batch in its first dimension")
+        graph.meta["batches"] = FREE
+        made = engine.make(graph, self.output, self.device, None)
+        if self._coupled is None:
+            rows = [samples[name] for name in graph.meta["inputs"]]
+            kinds = [self.dtype if row.dtype.is_floating_point else row.dtype for row in rows]
+            self._coupled = coupled(made, [(r.shape, kind) for r, kind in zip(rows, kinds, strict=True)], self.device)
+        if self._coupled:
+            raise ModelError(_COUPLED)
+        return made
+
     def _say_frozen(self, batch: int, reason: str) -> None:
         how = "samples run one by one" if batch == 1 else f"samples run {batch} by {batch}"
-        warnings.warn(f"{self.path}: its batch is frozen at {batch}; {how} ({reason})", AttrcliWarning, stacklevel=2)
+        what = f"{_COUPLED}; {how}" if self._coupled else f"its batch is frozen at {batch}; {how} ({reason})"
+        warnings.warn(f"{self.path}: {what}", AttrcliWarning, stacklevel=2)
 
     def _frozen(self, samples: Mapping[str, Sample], batch: int) -> Engine:
         graph = self.source.build(samples, self.dtype, (batch, batch))
@@ -294,7 +312,12 @@ class Model:
         return arguments
 
     def _graph_run(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.engine(tuple(inputs.shape[1:]))(*self._arguments(inputs, held))
+        try:
+            return self.engine(tuple(inputs.shape[1:]))(*self._arguments(inputs, held))
+        except (IndexError, RuntimeError) as error:
+            if re.search("out of (range|bounds)", str(error)) is None:
+                raise
+            raise InputError(f"{self.path}: the input holds an index beyond the model's tables: {error}") from error
 
     def _require_finite(self, values: torch.Tensor, inputs: torch.Tensor, target: Target) -> None:
         """Raise NonFiniteError, naming the node, for the first row of values (N, ...) with a NaN or an infinity."""
@@ -328,51 +351,27 @@ class Model:
 
     def _session_run(self, inputs: torch.Tensor) -> torch.Tensor:
         if self._session is None:
-            self._open_session(tuple(inputs.shape[1:]))
+            self._session = self._open_session(tuple(inputs.shape[1:]))
         arguments = {
             spec.name: value.detach().cpu().to(spec.dtype).numpy()
             for spec, value in zip(self.source.inputs, self._arguments(inputs, {}), strict=True)
         }
-        result = torch.from_numpy(self._session_call(arguments, len(inputs))).to(self.device, self.dtype)
+        result = torch.from_numpy(self._session.run(arguments)).to(self.device, self.dtype)
         if self._undone:
             result = undo_head(result, self._undone)
         if not self._agreed:
             self._compare(inputs, result)
         return result
 
-    def _open_session(self, shape: tuple[int, ...]) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+    def _open_session(self, shape: tuple[int, ...]) -> Session:
+        declared = self.source.inputs[0].shape
         try:
-            tensor = self.engine(shape).output_tensor
+            made = self.engine(shape)
+            tensor, batch = made.output_tensor, made.batch
         except UnsupportedOp:
-            tensor, self._undone = None, self.declared
-        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if self.device.type == "cuda" else []
-        available = [name for name in providers if name in onnxruntime.get_available_providers()]
+            tensor, batch, self._undone = None, declared[0] if declared else None, self.declared
         data = self.source.exposed([tensor or self.output or self.source.outputs[0].name])  # type: ignore[attr-defined, index]
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=available or ["CPUExecutionProvider"])
-        except Exception as error:
-            raise ModelError(f"{self.path}: ONNX Runtime cannot open it: {str(error)[:300]}") from error
-
-    def _session_call(self, arguments: Mapping[str, Any], count: int) -> Any:
-        frozen = self.source.inputs[0].shape[0] if self.source.inputs[0].shape else None
-        if frozen is None:
-            return self._session.run(None, arguments)[0]
-        parts = []
-        for start in range(0, count, frozen):
-            group = {name: value[start : start + frozen] for name, value in arguments.items()}
-            kept = min(frozen, count - start)
-            group = {
-                name: np.concatenate([v, np.repeat(v[-1:], frozen - kept, 0)]) if kept < frozen else v
-                for name, v in group.items()
-            }
-            result = self._session.run(None, group)[0]
-            parts.append(result.reshape(frozen, *result.shape[result.shape[:1] == (frozen,) :])[:kept])
-        return np.concatenate(parts)
+        return Session(self.path, data, self.device, batch)
 
     def _compare(self, inputs: torch.Tensor, result: torch.Tensor) -> None:
         """Refuse to go on when ONNX Runtime and the imported graph disagree on real input."""

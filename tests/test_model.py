@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from attrcli import model as models
-from attrcli.errors import AttrcliWarning, ModelError, NonFiniteError, UnsupportedOp, UsageError
+from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
 from attrcli.score import Target
 
 SAMPLES = Path(__file__).parents[1] / "sample_models"
@@ -182,6 +182,78 @@ def test_a_batch_baked_at_another_size_is_an_error_with_the_line(tmp_path):
         model(torch.rand(4, 3, 4, dtype=torch.float64))
 
 
+# --- rows that influence each other
+
+
+class CentresTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.linear(x)
+        return made - 0.5 * made.mean(0)
+
+
+@pytest.mark.parametrize("save", [save_scripted, save_traced, save_exported])
+def test_samples_that_influence_each_other_run_one_by_one(save, tmp_path):
+    module = ready(CentresTheBatch())
+    shape = () if save is save_scripted else ((4,),)
+    model = models.load(save(module, *shape, tmp_path / "net.pt"), precision="float64")
+    x = torch.rand(5, 4, dtype=torch.float64)
+    with pytest.warns(AttrcliWarning, match="depends on the others of the batch; samples run one by one"):
+        outputs = model(x)
+    assert_close(outputs, torch.cat([module(row[None]) for row in x]), 1e-12)
+    gradient, _ = model.gradient(x, classes(0, 1, 2, 0, 1))
+    assert_close(gradient, 0.5 * module.linear.weight[[0, 1, 2, 0, 1]], 1e-12)
+
+
+def test_a_scale_taken_over_the_batch_is_one_sample_s_in_both_engines(tmp_path):
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    model, x = models.load(save_onnx(tmp_path / "net.onnx", nodes)), torch.rand(3, 4)
+    x[2] *= 1000
+    with pytest.warns(AttrcliWarning, match="depends on the others of the batch; samples run one by one"):
+        outputs = model(x)
+    assert_close(outputs, torch.cat([model(row[None]) for row in x]), 0)
+    assert float((outputs[:2] - x[:2]).abs().max()) < 1 / 255
+
+
+def test_from_a_node_on_samples_that_influence_each_other_run_one_by_one(tmp_path):
+    module = ready(CentresTheBatch())
+    model, x = models.load(save_scripted(module, tmp_path / "net.pt"), precision="float64"), torch.rand(2, 4).double()
+    with pytest.warns(AttrcliWarning, match="depends on the others"):
+        graph = model.engine((4,)).graph.graph
+    node = next(n.name for n in graph.nodes if "linear" in n.name and n.op != "get_attr")
+    rest, target = model.at(node, (4,)), Target(torch.tensor([0, 1]), held=model.arguments(x))
+    with pytest.warns(AttrcliWarning, match="depends on the others"):
+        gradient, _ = rest.gradient(model.activation(node, x), target)
+    assert_close(gradient, 0.5 * torch.eye(3, dtype=torch.float64)[:2], 1e-12)
+
+
+def test_an_index_beyond_the_table_is_the_inputs_error(tmp_path):
+    module = ready(nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(6, 2)))
+    model = models.load(save_scripted(module, tmp_path / "net.pt"))
+    model.bind(dtype=torch.int64)
+    with pytest.raises(InputError, match=r"net\.pt: .*index beyond the model's tables: index out of range"):
+        model(torch.tensor([[1, 9]]))
+    nodes = [helper.make_node("Gather", ["w", "i"], ["e"]), helper.make_node("Flatten", ["e"], ["y"])]
+    weight = np.ones((7, 3), np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, ("N", 2))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("N", 6))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    with pytest.raises(InputError, match=r"net\.onnx: ONNX Runtime: .*out of data bounds"):
+        models.load(path)(torch.tensor([[1, 9]]))
+
+
 # --- several inputs, several outputs, layouts
 
 
@@ -308,7 +380,7 @@ class Inverts(nn.Module):
 def test_an_unsupported_op_is_named_with_file_op_and_line(save, tmp_path):
     model = models.load(save(Inverts(), tmp_path / "net.pt"), precision="float64")
     with pytest.raises(
-        UnsupportedOp, match=r"net\.pt: op aten\.linalg_inv.*test_model\.py:.*torch\.linalg\.inv\(x\)"
+        UnsupportedOp, match=r"net\.pt: op aten\.linalg_inv.*test_model\.py:.*torch\.linalg.inv\(x\)"
     ) as error:
         model(torch.eye(2, dtype=torch.float64)[None])
     assert error.value.exit_code == 4
