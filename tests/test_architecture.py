@@ -52,9 +52,9 @@ MAY_IMPORT["__main__"] = {"cli", "errors"}
 
 # Where a module of others may be used; a name ending in / is a folder.
 CONFINED = {
-    "onnx": ("formats/onnx.py", "formats/onnx_ops/"),
-    "torch.jit": ("formats/torchscript.py",),
-    "torch.export": ("formats/pt2.py",),
+    "onnx": ("formats/onnx.py", "formats/onnx_ops/", "formats/onnx_write.py"),
+    "torch.jit": ("formats/torchscript.py", "formats/torchscript_write.py"),
+    "torch.export": ("formats/pt2_write.py",),
     "onnxruntime": ("session.py",),
     "h5py": ("store/", "data/"),
     "PIL": ("data/", "render/", "preprocess.py", "overlays.py"),

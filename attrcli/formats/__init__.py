@@ -1,9 +1,13 @@
 """A file <-> a canonical graph: one module per format, told apart by content, never by suffix."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import fx
+
+from attrcli.errors import ModelError
 from attrcli.formats.detect import identify
-from attrcli.formats.spec import Source
+from attrcli.formats.spec import Sample, Source
 
 
 def load(path: Path) -> Source:
@@ -20,3 +24,25 @@ def load(path: Path) -> Source:
     from attrcli.formats.onnx import Onnx
 
     return Onnx(path)
+
+
+def save(source: Source, graph: fx.GraphModule, samples: Mapping[str, Sample], path: Path) -> None:
+    """Write a graph that was built from `source` for these samples, and changed by passes, in its format.
+
+    TorchScript and `.pt2` are written anew, in the graph's precision; of an ONNX file only what was changed is.
+    Raises ModelError for what the format cannot say.
+    """
+    if source.format == "torchscript":
+        from attrcli.formats import torchscript_write
+
+        torchscript_write.save(graph, path, source.metadata)
+    elif source.format == "pt2":
+        from attrcli.formats import pt2_write
+
+        pt2_write.save(graph, path, source.metadata, samples)
+    else:
+        from attrcli.formats import onnx, onnx_write
+
+        if not isinstance(source, onnx.Onnx):
+            raise ModelError(f"a model cut at a node has no {source.format} file of its own")
+        onnx_write.save(source, graph, path)

@@ -46,7 +46,7 @@ class Onnx:
         graph = self._proto.graph
         self.opsets = _opsets(self._proto, path)
         try:
-            self._stored = _initializers(self._proto, path)
+            self.stored = _initializers(self._proto, path)
             self._functions = functions_of(self._proto)
             names = {entry.name for entry in graph.initializer}
             given = [value for value in graph.input if value.name not in names]
@@ -73,8 +73,8 @@ class Onnx:
 
     def imported(self, shapes: Mapping[str, Sequence[Sequence[int]]], dtype: torch.dtype) -> fx.GraphModule:
         """Walk the graph for inputs of these whole shapes at the two probes. Raises UnsupportedOp, ModelError."""
-        stored = sum(item.tensor.numel() for item in self._stored.values())
-        walk = Walk(BoundedBuilder(dtype), self.opsets, dict(self._stored), File(self._functions, stored))
+        stored = sum(item.tensor.numel() for item in self.stored.values())
+        walk = Walk(BoundedBuilder(dtype), self.opsets, dict(self.stored), File(self._functions, stored))
         for spec in self.inputs:
             walk.placeholder(spec.name, shapes[spec.name], spec.dtype)
         names = [output.name for output in self.outputs or ()]
@@ -92,7 +92,7 @@ class Onnx:
 
     def parameter_count(self) -> int:
         """Number of elements of the floating initializers, without scalars and the statistics of batch norm."""
-        return sum(stored.tensor.numel() for stored in self._stored.values() if stored.parameter)
+        return sum(stored.tensor.numel() for stored in self.stored.values() if stored.parameter)
 
     def proto_bytes(self) -> bytes:
         """The model serialised, with its external data inside. Raises ModelError above 2 GB."""

@@ -1,7 +1,7 @@
 """Passes: a canonical graph in, a new canonical graph out; the tensors are shared, nothing is mutated."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -148,6 +148,26 @@ def _fold(module: fx.GraphModule, node: Any, producer: Any) -> None:
     producer.args = (producer.args[0], *nodes, *producer.args[3:])
     node.replace_all_uses_with(producer)
     module.graph.erase_node(node)
+
+
+def mask(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    """Multiply nodes, by name, by constants that broadcast over the batch, for everyone who reads them."""
+
+    def edit(copy: fx.GraphModule) -> None:
+        for name, factor in masks.items():
+            node = _named(copy, name)
+            copy.register_buffer(f"{name}_mask", factor)
+            with copy.graph.inserting_after(node):
+                held = copy.graph.get_attr(f"{name}_mask")
+            with copy.graph.inserting_after(held):
+                masked = copy.graph.call_function(aten.mul.Tensor, (node, held))
+            held.meta["origin"] = held.target
+            node.replace_all_uses_with(masked)
+            masked.args = (node, held)
+            masked.meta = {**node.meta, "mask": node.meta.get("tensor")}
+            node.meta.pop("tensor", None)
+
+    return _copied(module, edit)
 
 
 def place(module: fx.GraphModule, device: torch.device, *, channels_last: bool) -> fx.GraphModule:
