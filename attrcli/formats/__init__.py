@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import fx
 
-from attrcli.errors import ModelError
 from attrcli.formats.detect import identify
 from attrcli.formats.spec import Sample, Source
 
@@ -41,8 +40,6 @@ def save(source: Source, graph: fx.GraphModule, samples: Mapping[str, Sample], p
 
         pt2_write.save(graph, path, source.metadata, samples)
     else:
-        from attrcli.formats import onnx, onnx_write
+        from attrcli.formats import onnx_write
 
-        if not isinstance(source, onnx.Onnx):
-            raise ModelError(f"a model cut at a node has no {source.format} file of its own")
         onnx_write.save(source, graph, path)

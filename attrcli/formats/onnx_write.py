@@ -12,14 +12,17 @@ from torch import fx
 from attrcli.errors import ModelError
 from attrcli.formats.onnx import Onnx
 from attrcli.formats.onnx_ops.base import DTYPES
+from attrcli.formats.spec import Source
 from attrcli.graph.check import attribute
 
 
-def save(source: Onnx, module: fx.GraphModule, path: Path) -> None:
+def save(source: Source, module: fx.GraphModule, path: Path) -> None:
     """Write the file that `module` was imported from, changed as `module` was: masked, or with other weights.
 
     Raises ModelError for a change that no node or initializer of the file stands for.
     """
+    if not isinstance(source, Onnx):
+        raise ModelError("a model that begins at a node has no file of its own")
     proto = onnx.ModelProto()
     proto.ParseFromString(source.proto_bytes())
     _put_weights(proto, source, module)
