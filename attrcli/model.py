@@ -34,7 +34,8 @@ AGREEMENT = 1e-3
 
 _COUPLED = "what it returns for one sample depends on the others of the batch"
 
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
+"""Type of inputs, outputs and sums; bf16 computes convolutions and matrix products in bfloat16."""
 
 
 def load(path: str | Path, *, device: str = "auto", precision: str = "float32", threads: int | None = None) -> "Model":
@@ -48,7 +49,7 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "float32", 
         raise UsageError(f"--threads {threads}: choose from 1 to 1024")
     engine.set_up(threads)
     path = Path(path)
-    return Model(path, formats.load(path), _device(device), PRECISIONS[precision])
+    return Model(path, formats.load(path), _device(device), PRECISIONS[precision], lowered=precision == "bf16")
 
 
 def _device(name: str) -> torch.device:
@@ -64,8 +65,10 @@ def _device(name: str) -> torch.device:
 class Model:
     """A model file opened for explanation; `bind` says which input and output are meant when there are several."""
 
-    def __init__(self, path: Path, source: Source, device: torch.device, dtype: torch.dtype) -> None:
-        self.path, self.source, self.device, self.dtype = path, source, device, dtype
+    def __init__(
+        self, path: Path, source: Source, device: torch.device, dtype: torch.dtype, *, lowered: bool = False
+    ) -> None:
+        self.path, self.source, self.device, self.dtype, self.lowered = path, source, device, dtype, lowered
         self.format = source.format
         self.rows = 32
         self.on_pass: Callable[[int], None] = lambda rows: None
@@ -209,7 +212,8 @@ class Model:
 
         Give a target whose `held` is `arguments` of the inputs. Raises UsageError for a name that is no node.
         """
-        cut = Model(self.path, Cut(self.source, node, self._samples(shape), self.dtype), self.device, self.dtype)
+        source = Cut(self.source, node, self._samples(shape), self.dtype)
+        cut = Model(self.path, source, self.device, self.dtype, lowered=self.lowered)
         cut.input, cut.input_dtype, cut.output, cut.declared = node, self.dtype, self.output, self.declared
         cut.rows, cut.on_pass = self.rows, self.on_pass
         cut._coupled = self.engine(shape).batch == 1
@@ -280,7 +284,7 @@ class Model:
         if any(tuple(shape[:1] for shape in pair) != tuple((batch,) for batch in FREE) for pair in chosen):
             raise ModelError("the output does not keep the batch in its first dimension")
         graph.meta["batches"] = FREE
-        made = engine.make(graph, self.output, self.device, None)
+        made = engine.make(graph, self.output, self.device, None, lowered=self.lowered)
         if self._coupled is None:
             rows = [samples[name] for name in graph.meta["inputs"]]
             kinds = [self.dtype if row.dtype.is_floating_point else row.dtype for row in rows]
@@ -297,7 +301,7 @@ class Model:
     def _frozen(self, samples: Mapping[str, Sample], batch: int) -> Engine:
         graph = self.source.build(samples, self.dtype, (batch, batch))
         graph.meta["batches"] = (batch, batch)
-        return engine.make(graph, self.output, self.device, batch)
+        return engine.make(graph, self.output, self.device, batch, lowered=self.lowered)
 
     def _arguments(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         arguments = []
@@ -341,7 +345,7 @@ class Model:
 
     def _in_session(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> bool:
         """Whether ONNX Runtime gives the logits: for an ONNX file in float32 in which they are a tensor of the file."""
-        if self.format != "onnx" or self.dtype != torch.float32 or held:
+        if self.format != "onnx" or self.dtype != torch.float32 or self.lowered or held:
             return False
         try:
             made = self.engine(tuple(inputs.shape[1:]))

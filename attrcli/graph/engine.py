@@ -13,6 +13,7 @@ from torch import fx
 from attrcli.errors import ModelError, UsageError
 from attrcli.graph import passes
 from attrcli.graph.check import attribute
+from attrcli.graph.lowered import lower
 from attrcli.graph.passes import Head
 
 aten = torch.ops.aten
@@ -79,9 +80,15 @@ class Engine:
 
 
 def make(
-    graph: fx.GraphModule, output: str | None, device: torch.device, batch: int | None, *, stripped: bool = True
+    graph: fx.GraphModule,
+    output: str | None,
+    device: torch.device,
+    batch: int | None,
+    *,
+    stripped: bool = True,
+    lowered: bool = False,
 ) -> Engine:
-    """Make a graph ready, `stripped` of its final activation.
+    """Make a graph ready, `stripped` of its final activation, `lowered` to bfloat16.
 
     Raises UsageError listing the outputs when there are several and none is chosen.
     """
@@ -97,7 +104,8 @@ def make(
     logits, head = passes.strip_head(graph) if stripped else (graph, "none")
     heavy = _multiply_adds(logits) >= HEAVY
     channels_last = heavy and _prefers_channels_last(logits)
-    run = passes.place(passes.fold_batch_norm(logits) if heavy else logits, device, channels_last=channels_last)
+    run = passes.fold_constants(passes.fold_batch_norm(logits) if heavy else logits)
+    run = passes.place(lower(run) if lowered else run, device, channels_last=channels_last)
     shape = graph.meta["output_shapes"][output][0]
     if batch is not None and shape[:1] != (batch,):
         if batch > 1:

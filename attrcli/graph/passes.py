@@ -30,7 +30,7 @@ _HEADS: dict[object, Head] = {
 }
 
 
-def _copied(module: fx.GraphModule, edit: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
+def edited(module: fx.GraphModule, edit: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
     """A copy of the graph over the same tensors, edited, cleaned of dead code and checked."""
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -56,7 +56,7 @@ def only_output(module: fx.GraphModule, name: str) -> fx.GraphModule:
         output.args = ((output.args[0][index],),)
         copy.meta["outputs"] = (name,)
 
-    return _copied(module, edit)
+    return edited(module, edit)
 
 
 def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, Head]:
@@ -81,7 +81,7 @@ def strip_head(module: fx.GraphModule) -> tuple[fx.GraphModule, Head]:
             after = after.args[0]
         found.replace_all_uses_with(found.args[0])
 
-    return _copied(module, edit), head
+    return edited(module, edit), head
 
 
 def _read_once(node: fx.Node) -> bool:
@@ -109,7 +109,7 @@ def fold_batch_norm(module: fx.GraphModule) -> fx.GraphModule:
             if node.target is aten.batch_norm.default and (producer := _foldable(node)) is not None:
                 _fold(copy, node, producer)
 
-    return _copied(module, edit)
+    return edited(module, edit)
 
 
 def _foldable(node: Any) -> Any:
@@ -167,7 +167,43 @@ def mask(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> fx.GraphM
             masked.meta = {**node.meta, "mask": node.meta.get("tensor")}
             node.meta.pop("tensor", None)
 
-    return _copied(module, edit)
+    return edited(module, edit)
+
+
+def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
+    """Compute once what depends on no input: a standardised weight, a table of positions.
+
+    Only ops of the op table run. What is larger than all that it was computed from, and than a megabyte, stays in the
+    graph. For speed, as `fold_batch_norm`.
+    """
+
+    def edit(copy: fx.GraphModule) -> None:
+        known: dict[fx.Node, Any] = {}
+        for node in list(copy.graph.nodes):
+            if node.op == "get_attr":
+                known[node] = attribute(copy, str(node.target))
+            elif node.op == "call_function" and all(item in known for item in node.all_input_nodes):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+        for number, (node, value) in enumerate(known.items()):
+            read = [user for user in node.users if user not in known]
+            if node.op == "get_attr" or not read or not _worth_holding(value, node, known):
+                continue
+            copy.register_buffer(f"constant_{number}", value.contiguous())
+            with copy.graph.inserting_before(node):
+                held = copy.graph.get_attr(f"constant_{number}")
+            held.meta = {**node.meta, "origin": f"constant_{number}"}
+            node.replace_all_uses_with(held)
+
+    with torch.no_grad():
+        return edited(module, edit)
+
+
+def _worth_holding(value: Any, node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    sources = [known[item].numel() for item in node.all_input_nodes if isinstance(known[item], torch.Tensor)]
+    return bool(value.numel() <= max(1 << 18, *sources))
 
 
 def place(module: fx.GraphModule, device: torch.device, *, channels_last: bool) -> fx.GraphModule:
@@ -188,7 +224,7 @@ def place(module: fx.GraphModule, device: torch.device, *, channels_last: bool) 
             if device.type != "cpu" and _chooses_device(node.target):
                 node.kwargs = {**node.kwargs, "device": device}
 
-    return _copied(module, edit)
+    return edited(module, edit)
 
 
 def _name(node: Any) -> str | None:
@@ -218,7 +254,7 @@ def cut(module: fx.GraphModule, name: str) -> fx.GraphModule:
         node.replace_all_uses_with(new)
         copy.meta["inputs"] = (name, *module.meta["inputs"])
 
-    return _copied(module, edit)
+    return edited(module, edit)
 
 
 def until(module: fx.GraphModule, name: str) -> fx.GraphModule:
@@ -230,7 +266,7 @@ def until(module: fx.GraphModule, name: str) -> fx.GraphModule:
         copy.meta["outputs"] = (name,)
         copy.meta["output_shapes"] = {name: node.meta["shapes"]}
 
-    return _copied(module, edit)
+    return edited(module, edit)
 
 
 def _named(module: fx.GraphModule, name: str) -> fx.Node:

@@ -65,6 +65,58 @@ def assert_untouched(graph, before):
         assert torch.equal(tensor, values)
 
 
+# --- constants, dead code, masks
+
+
+def test_what_depends_on_no_input_is_computed_once():
+    def net(b, x):
+        weight = stored(b, 4, 3, 3, 3, seed=1)
+        centred = b.call(aten.sub.Tensor, weight, b.call(aten.mean.dim, weight, [1, 2, 3], True))
+        positions = b.call(aten.mul.Scalar, b.call(aten.arange.default, 5), 0.5)
+        return b.call(aten.add.Tensor, conv(b, x, centred), positions)
+
+    graph = built(net)
+    before = state(graph)
+    folded = passes.fold_constants(graph)
+    assert_untouched(graph, before)
+    assert operations(folded) == ["aten.convolution.default", "aten.add.Tensor"]
+    x = inputs()
+    assert torch.equal(folded(x)[0], graph(x)[0])
+
+
+def test_what_would_grow_large_is_not_held():
+    def net(b, x):
+        table = b.call(aten.mul.Scalar, b.call(aten.expand.default, stored(b, 1, seed=1), [3, 1 << 18]), 2.0)
+        return b.call(aten.add.Tensor, x, b.call(aten.slice.Tensor, table, 1, 0, 5, 1))
+
+    graph = built(net, shape=(3, 5))
+    folded = passes.fold_constants(graph)
+    assert all(tensor.numel() <= 15 for tensor in folded.buffers())
+    assert torch.equal(folded(inputs((3, 5)))[0], graph(inputs((3, 5)))[0])
+
+
+def test_what_nobody_reads_is_left_out():
+    def net(b, x):
+        b.call(aten.relu.default, x)
+        return b.call(aten.neg.default, x)
+
+    assert operations(built(net)) == ["aten.neg.default"]
+
+
+def test_a_masked_node_is_masked_for_all_who_read_it():
+    def net(b, x):
+        y = b.call(aten.relu.default, x)
+        return b.call(aten.add.Tensor, y, b.call(aten.neg.default, b.call(aten.mul.Scalar, y, 3.0)))
+
+    graph = built(net)
+    name = next(node.name for node in graph.graph.nodes if node.target is aten.relu.default)
+    factor = (torch.arange(75).reshape(1, 3, 5, 5) % 2).double()
+    masked = passes.mask(graph, {name: factor})
+    assert_close(masked(inputs())[0], -2 * inputs().relu() * factor, 1e-14)
+    with pytest.raises(UsageError, match="no node 'rleu' in the graph; did you mean 'relu'"):
+        passes.mask(graph, {"rleu": factor})
+
+
 # --- batch norm
 
 
