@@ -5,6 +5,8 @@ logits = model(batch)                                    # (N, K), as the file o
 gradient, score = model.gradient(batch, Target(index))   # (N, ...), (N,)
 """
 
+# long: the one face of a model to the methods; what they call stands together
+
 import hashlib
 import re
 import warnings
@@ -23,6 +25,7 @@ from attrcli.graph import engine, passes
 from attrcli.graph.build import FREE
 from attrcli.graph.coupling import coupled
 from attrcli.graph.engine import Engine
+from attrcli.graph.rules import Choice, Ruled, dependent, merges_batch
 from attrcli.graph.trace import first_nonfinite
 from attrcli.score import Head, Target, apply_head, select, undo_head
 from attrcli.session import Session
@@ -154,9 +157,18 @@ class Model:
         self._require_finite(values, inputs, target)
         return values.double()
 
-    def gradient(self, inputs: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(
+        self,
+        inputs: torch.Tensor,
+        target: Target,
+        *,
+        ruled: Ruled | None = None,
+        references: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward and one backward pass: each row's gradient of its score, and the scores (N,).
 
+        With `ruled`, what the rules propagate in place of the gradient; `references` are the baselines that they
+        compare with, a row for each input or one for all.
         For at most `rows` rows: cut larger work with `passes`. Raises NonFiniteError naming the node.
         """
         if not inputs.is_floating_point():
@@ -166,7 +178,7 @@ class Model:
             )
         leaf = inputs.detach().requires_grad_(True)
         with torch.enable_grad():
-            score = select(self._graph_run(leaf, target.held), target, self.head(inputs))
+            score = select(self._graph_run(leaf, target.held, ruled, references), target, self.head(inputs))
             if score.requires_grad:
                 (gradient,) = torch.autograd.grad(score.sum(), leaf)
             else:
@@ -315,9 +327,31 @@ class Model:
                 arguments.append(value.expand(len(inputs), *value.shape))
         return arguments
 
-    def _graph_run(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def ruled(self, inputs: torch.Tensor, choose: Choice, method: str, advice: str = "") -> Ruled:
+        """The graph for these inputs with a method's rules, for `gradient`. Raises UnsupportedOp, naming the node."""
+        ready = self.engine(tuple(inputs.shape[1:]))
         try:
-            return self.engine(tuple(inputs.shape[1:]))(*self._arguments(inputs, held))
+            return Ruled(ready.run, self.input, choose, method, advice)
+        except UnsupportedOp as error:
+            raise UnsupportedOp(f"{self.path}: {error}") from error
+
+    def broadcasts(self, inputs: torch.Tensor) -> bool:
+        """Whether activations of one row stand for those of all: no node merges the batch with another dimension."""
+        ready = self.engine(tuple(inputs.shape[1:]))
+        return ready.batch is None and not merges_batch(ready.run, dependent(ready.run, self.input))
+
+    def _graph_run(
+        self,
+        inputs: torch.Tensor,
+        held: Mapping[str, torch.Tensor],
+        ruled: Ruled | None = None,
+        references: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        arguments = self._arguments(inputs, held)
+        if references is not None:
+            arguments += self._arguments(references, {name: value[: len(references)] for name, value in held.items()})
+        try:
+            return self.engine(tuple(inputs.shape[1:]))(*arguments, run=ruled)
         except (IndexError, RuntimeError) as error:
             if re.search("out of (range|bounds)", str(error)) is None:
                 raise

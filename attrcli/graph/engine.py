@@ -5,7 +5,9 @@ Every gain in speed that is not a method's own stands here, once, for all method
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -61,20 +63,24 @@ class Engine:
         name: str | None = node.meta.get("tensor")
         return name
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Run on a batch, (N, ...) -> (N, K, ...); a frozen batch is cut into groups, the last one padded."""
+    def __call__(self, *inputs: torch.Tensor, run: Callable[..., Any] | None = None) -> torch.Tensor:
+        """Run on a batch, (N, ...) -> (N, K, ...); a frozen batch is cut into groups, the last one padded.
+
+        `run` takes the place of the graph itself: its nodes under other rules, say.
+        """
+        run = run or self.run
         if self.channels_last:
             inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
         count = len(inputs[0])
         if self.batch is None:
-            return self.run(*inputs)[0]  # type: ignore[no-any-return]
+            return run(*inputs)[0]  # type: ignore[no-any-return]
         results = []
         for start in range(0, count, self.batch):
             group = [x[start : start + self.batch] for x in inputs]
             short = self.batch - len(group[0])
             if short:
                 group = [torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) for x in group]
-            result = self.run(*group)[0].reshape(self.batch, *self.output_shape)
+            result = run(*group)[0].reshape(self.batch, *self.output_shape)
             results.append(result[: self.batch - short])
         return torch.cat(results)
 
