@@ -1,11 +1,13 @@
 """`python -m attrcli` and the `attrcli` command: run the app, turn every error into its exit code."""
 
+import io
 import os
 import sys
 import traceback
 from contextlib import suppress
+from typing import Any
 
-from attrcli.errors import AttrcliError
+from attrcli.errors import AttrcliError, UsageError
 
 try:
     from attrcli.cli import app, complain
@@ -14,8 +16,24 @@ except Exception:  # a broken installation must not look like a failed gate
     sys.exit(70)
 
 
+class _Stdout(io.FileIO):
+    """Standard output. What it refuses is no crash, and only here can it be told from what other files refuse."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UsageError(f"cannot write to stdout: {os.strerror(error.errno or 0).lower()}") from error
+
+
 def main() -> None:
     """Run the command line. A crash exits 70, never 1: exit 1 means a failed gate and nothing else."""
+    out = sys.stdout
+    if out is not None:  # closed by the shell: >&-
+        raw = io.BufferedWriter(_Stdout(out.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, out.encoding, out.errors, line_buffering=out.isatty())
     try:
         code = _run()
     except AttrcliError as error:
@@ -31,7 +49,7 @@ def main() -> None:
         _say("internal error", f"{type(error).__name__}: {error}; --debug shows where; please report it")
     try:
         _flush()
-    except OSError:  # nothing is left to be said on it; else Python tries again at exit, and complains
+    except (OSError, UsageError):  # nothing is left to be said on it; else Python tries again at exit, and complains
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -52,7 +70,7 @@ def _run() -> int:
 
 
 def _flush() -> None:
-    if sys.stdout is not None:  # closed by the shell: >&-
+    if sys.stdout is not None:
         sys.stdout.flush()
 
 

@@ -120,7 +120,8 @@ def resolve(
 
     ``load`` gives the raw inputs of a file or directory. ``mean`` of a table is the column means of ``background``.
 
-    Raises: UsageError for an unknown name, a file that does not hold exactly one input, and a missing background.
+    Raises: UsageError for an unknown name, a file that does not hold exactly one input, and a background that is
+    missing or not used.
     """
     name = DEFAULTS[kind] if spec is None else spec
     if kind == "table" and name == "mean":
@@ -130,6 +131,8 @@ def resolve(
                 f"{default} is the column means of a background: give --background FILE, or --baseline zero"
             )
         return Baseline("mean", True, _constant(column_means(background, load), str(background)), background)
+    if background is not None:
+        raise UsageError(f"--background {background}: only --baseline mean of a table uses one; leave it out")
     recipe = BASELINES.get(name)
     if recipe is not None and kind in recipe.kinds:
         return Baseline(name, recipe.shared, recipe.fill)
@@ -137,11 +140,14 @@ def resolve(
         accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | {DEFAULTS[kind]})
         close = difflib.get_close_matches(name, accepted, n=1)
         near = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UsageError(f"no baseline {name!r} for kind {kind}{near}; accepted: {', '.join(accepted)}, or a file")
+        raise UsageError(
+            f"--baseline {name}: neither a file nor a baseline for kind {kind}{near}; accepted: {', '.join(accepted)}, "
+            "or a file"
+        )
     found = list(islice(load(Path(name)), 2))
     if len(found) != 1:
         held = "several inputs" if found else "no input"
-        raise UsageError(f"the baseline {name!r} holds {held}; accepted: a file that holds one")
+        raise UsageError(f"--baseline {name}: the file holds {held}; accepted: a file that holds one")
     return Baseline("file", True, _constant(found[0], name), Path(name))
 
 
@@ -154,7 +160,7 @@ def column_means(path: Path, load: Callable[[Path], Iterable[Array]]) -> Array:
     for row in load(path):
         total, count = total + row.astype(np.float64), count + 1
     if count == 0:
-        raise UsageError(f"the background {str(path)!r} holds no rows")
+        raise UsageError(f"--background {path}: the file holds no rows")
     return np.asarray(total / count)
 
 

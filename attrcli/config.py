@@ -62,6 +62,12 @@ class Config:
         for name in ("limit", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"--{name} {value}: a whole number of at least 1")
+        for name in ("baseline", "background", "preprocess", "labels", "input", "output", "at", "overlays"):
+            if getattr(self, name) == "":
+                raise UsageError(f"--{name}: the text is empty; give a value, or leave the option out")
+        for name, value in self.fix.items():
+            if not value:
+                raise UsageError(f"--fix {name}=: the text is empty; write --fix {name}=FILE or --fix {name}=zero")
         if self.scale not in ("image", "run"):
             raise UsageError(f"--scale {self.scale}: image or run")
         self.tolerated(0)

@@ -6,10 +6,12 @@ summary = explain(plan)
 
 import itertools
 import platform
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,7 @@ import torch
 
 from attrcli import __version__, baselines, data, methods, targets
 from attrcli.config import Config
-from attrcli.errors import AttrcliWarning, InputError, ModelError
+from attrcli.errors import AttrcliWarning, InputError, ModelError, UsageError
 from attrcli.methods._method import Attribution
 from attrcli.plan import Plan, Sample
 from attrcli.score import Head, Target, apply_head, select
@@ -73,31 +75,34 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
     An interrupted run leaves `OUT.part`; running the same plan again finishes it. Raises AttrcliError; an input that
     fails is a row with status error.
     """
-    ids = [record.id for record in plan.records]
-    with RunWriter.open(plan.config.out, ids, plan.layout(), _attributes(plan), force=plan.config.force) as writer:
-        summary = Summary(Path(plan.config.out), len(ids), resumed=writer.resumed)
+    ids, force = [record.id for record in plan.records], plan.config.force
+    with _gathered(), RunWriter.open(plan.config.out, ids, plan.layout(), _attributes(plan), force=force) as writer:
+        summary = Summary(Path(plan.config.out), len(ids))
         summary.added, summary.removed = len(writer.added), len(writer.removed)
         grid = [slice(i, min(i + plan.batch_size, len(ids))) for i in range(0, len(ids), plan.batch_size)]
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as behind:
-            ahead = [reader.submit(_read, plan, rows) for rows in grid[:2]]
+            ahead = [reader.submit(_read, plan, writer, rows) for rows in grid[:2]]
             pending: Future[None] | None = None
             for number, rows in enumerate(grid):
-                batch = _batch(plan, writer, rows, ahead.pop(0).result())
+                samples = ahead.pop(0).result()
                 if number + 2 < len(grid):
-                    ahead.append(reader.submit(_read, plan, grid[number + 2]))
-                if batch.todo:
+                    ahead.append(reader.submit(_read, plan, writer, grid[number + 2]))
+                if samples and (batch := _batch(plan, writer, rows, samples)).todo:
                     columns, status = _compute(plan, batch)
                     if pending is not None:
                         pending.result()
                     pending = behind.submit(_write, writer, batch, columns, status)
                     summary.computed += len(batch.todo)
-                    if plan.config.fail_fast and (failed := [i for i in batch.todo if status[i] == Status.ERROR]):
+                    failed = [i for i in batch.todo if status[i] == Status.ERROR]
+                    summary.errors += [(batch.ids[i], _named(batch.ids[i], batch.notes[i])) for i in failed]
+                    if failed and plan.config.fail_fast:
                         pending.result()
-                        raise InputError(f"{_named(ids[rows.start + failed[0]], batch.notes[failed[0]])} (--fail-fast)")
+                        raise InputError(f"{summary.errors[0][1]} (--fail-fast)")
                 progress("explain", rows.stop, len(ids))
             if pending is not None:
                 pending.result()
         writer.finish()
+    summary.resumed = summary.rows - summary.computed
     _summarise(plan, summary)
     return summary
 
@@ -106,8 +111,38 @@ def _named(name: str, message: str) -> str:
     return message if name in message else f"{name}: {message}"
 
 
-def _read(plan: Plan, rows: slice) -> list[Sample]:
-    return [plan.read(record) for record in plan.records[rows]]
+@contextmanager
+def _gathered() -> Iterator[None]:
+    """Show what several batches warn of in the same words, but for numbers, once when they end, and how many did."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", AttrcliWarning)
+            yield
+    finally:
+        alike: dict[str, list[warnings.WarningMessage]] = {}
+        for each in caught:
+            alike.setdefault(re.sub(r"\d+", "", str(each.message)), []).append(each)
+        for first, *more in alike.values():
+            text = f"{first.message} (and likewise in {len(more)} more batches)" if more else str(first.message)
+            warnings.warn_explicit(text, first.category, first.filename, first.lineno)
+
+
+def _read(plan: Plan, writer: RunWriter, rows: slice) -> list[Sample]:
+    """The inputs of one cell of the grid; none of them where all rows are finished and no file changed."""
+    records = plan.records[rows]
+    if all(_unchanged(plan, record, writer.sha256(rows.start + i)) for i, record in enumerate(records)):
+        return []
+    return [plan.read(record) for record in records]
+
+
+def _unchanged(plan: Plan, record: data.Record, sha256: str) -> bool:
+    """Whether an image file is known to be the one explained: its hash is that of its bytes, decoding tells no more."""
+    alone = plan.preprocess.kind == "image" and record.key is None and record.row is None
+    if not sha256 or not alone or not record.path.is_file():
+        return False
+    with suppress(UsageError):  # reading it says why
+        return data.sha256_of(record.path) == sha256
+    return False
 
 
 def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) -> _Batch:
@@ -185,7 +220,7 @@ def _failing(plan: Plan, batch: _Batch, good: Sequence[int]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Model inputs (N, ...) with their logits (N, K, ...), target and score (N,), float64."""
+    """Inputs (N, ...) of the model, or of a node, with logits (N, K, ...), target and score (N,), float64."""
 
     inputs: torch.Tensor
     logits: torch.Tensor
@@ -212,45 +247,47 @@ def _scored(plan: Plan, batch: _Batch, places: Sequence[int]) -> _Scored:
 
 def _explain_rows(plan: Plan, batch: _Batch, places: Sequence[int]) -> tuple[Columns, Sequence[str]]:
     """Explain some samples of a batch: columns (N, ...) and a note for each."""
-    run = _scored(plan, batch, places)
-    inputs, target, baseline = run.inputs, run.target, None
+    run, baseline = _scored(plan, batch, places), None
     if plan.baseline is not None:
         raws = [plan.baseline(batch.samples[i].raw, batch.ids[i], plan.config.seed) for i in places]
         baseline = plan.tensor([plan.encode(raw) for raw in raws])
     if plan.config.at is not None:
-        target = replace(target, held=plan.model.arguments(inputs))
-        inputs = plan.model.activation(plan.config.at, inputs)
+        held = replace(run.target, held=plan.model.arguments(run.inputs))
+        run = replace(run, target=held, inputs=plan.model.activation(plan.config.at, run.inputs))
         baseline = None if baseline is None else plan.model.activation(plan.config.at, baseline)
-    result = plan.method.attribute(plan.explained, inputs, target, baseline)
+    result = plan.method.attribute(plan.explained, run.inputs, run.target, baseline)
     if not bool(torch.isfinite(result.values.sum())):
         raise InputError(f"{plan.config.method} made a value that is not finite")
     prediction = apply_head(run.logits, run.head)
     columns = {
         "attribution": result.values,
         "prediction": prediction.flatten(1) if prediction.dim() > 1 else prediction[:, None],
-        "target": targets.classes_of(target),
+        "target": targets.classes_of(run.target),
         "score": run.score,
-        **_completeness(plan, result, target, run.score, baseline),
+        **_completeness(plan, result, run, baseline),
     }
     notes = result.note or [""] * len(places)
     return {name: value.detach().cpu().numpy() for name, value in columns.items()}, notes
 
 
 def _completeness(
-    plan: Plan, result: Attribution, target: Target, score: torch.Tensor, baseline: torch.Tensor | None
+    plan: Plan, result: Attribution, run: _Scored, baseline: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """baseline_score, completeness_delta = sum of the attribution - (score - baseline_score), and the remainder."""
     reference = result.baseline_score
     if reference is None and baseline is not None:
-        shared = plan.baseline is not None and plan.baseline.shared and not target.held
-        logits = plan.explained.logits(baseline[:1] if shared else baseline, target.held)
-        reference = select(logits.expand(len(score), *logits.shape[1:]), target, plan.explained.head(baseline)).double()
+        shared = plan.baseline is not None and plan.baseline.shared and not run.target.held
+        logits = plan.explained.logits(baseline[:1] if shared else baseline, run.target.held)
+        logits = logits.expand(len(run.score), *logits.shape[1:])
+        reference = select(logits, run.target, plan.explained.head(baseline)).double()
+        same = (run.inputs == baseline).flatten(1).all(1)
+        reference = torch.where(same, run.score, reference)  # a row alone rounds unlike the same row among others
     found: dict[str, torch.Tensor] = {}
     if reference is not None:
         found["baseline_score"] = reference
         if "complete" in plan.method.axioms:
             total = result.values.flatten(1).sum(1, dtype=torch.float64)
-            found["completeness_delta"] = total - (score - reference)
+            found["completeness_delta"] = total - (run.score - reference)
     if result.remainder is not None:
         found["remainder"] = result.remainder
     return found
@@ -320,17 +357,15 @@ def _files(plan: Plan) -> dict[str, str]:
 def _summarise(plan: Plan, summary: Summary) -> None:
     """Counts, accuracy and gaps from the finished file; warns when the accuracy says that preprocessing is wrong."""
     with RunFile(summary.out) as run:
-        good = run.status == Status.OK
-        summary.ok = int(good.sum())
-        messages = run.messages
-        summary.errors = [(run.ids[i], _named(run.ids[i], messages[i])) for i in np.flatnonzero(~good)]
+        summary.ok = int((run.status == Status.OK).sum())
         classes = _classes(plan)
         if classes:
             summary.accuracy = _accuracy(run, classes)
         if summary.accuracy:
             _warn_near_chance(summary.accuracy, classes)
         if "complete" in plan.method.axioms:
-            summary.gaps = run.gaps()[good].tolist()
+            gaps = run.gaps()
+            summary.gaps = gaps[~np.isnan(gaps)].tolist()
 
 
 def _classes(plan: Plan) -> int:
@@ -355,8 +390,7 @@ def _accuracy(run: RunFile, classes: int) -> tuple[int, int] | None:
 
 def _warn_near_chance(accuracy: tuple[int, int], classes: int) -> None:
     """Warn when the accuracy on labelled inputs is within two standard errors of guessing."""
-    right, count = accuracy
-    chance = 1 / classes
+    (right, count), chance = accuracy, 1 / classes
     if count >= 20 and right / count <= chance + 2 * (chance * (1 - chance) / count) ** 0.5:
         warnings.warn(
             f"the model is right on {right} of {count} labelled inputs, about what guessing gives: the preprocessing "

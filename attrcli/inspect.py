@@ -1,5 +1,6 @@
 """inspect: what is in a model file or in a run file. Plain functions that return facts; nothing is printed."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def _gaps(run: RunFile) -> dict[str, Any]:
         return {}
     worst = int(np.nanargmax(relative))
     return {
-        "gap_median": float(f"{np.quantile(known, 0.5, method='lower'):.2g}"),
+        "gap_median": float(f"{np.quantile(known, 0.5, method='higher'):.2g}"),
         "gap_p95": float(f"{np.quantile(known, 0.95, method='higher'):.2g}"),
         "gap_max": float(f"{relative[worst]:.2g}"),
         "gap_max_id": run.ids[worst],
@@ -70,7 +71,8 @@ def model_file(path: Path, shape: Shape | None = None) -> dict[str, Any]:
     """Format, inputs, outputs, parameters, operations, final activation, and which methods work and why not.
 
     `shape` of one sample, channels first, is needed where neither the file nor the sidecar tells; without it
-    operations are counted from the file. Raises ModelError for a file that cannot be opened.
+    operations are counted from the file. Raises ModelError for a file that cannot be opened, UsageError for a shape
+    that no memory holds.
     """
     from attrcli import model as models
 
@@ -94,6 +96,7 @@ def model_file(path: Path, shape: Shape | None = None) -> dict[str, Any]:
         problem = "the file does not say the size of its input: give --shape C,H,W, or a sidecar with size"
         facts["outputs"] = models.describe(source.outputs) if source.outputs else "unknown until the size is"
     else:
+        _require_room(known)
         try:
             facts.update(_graph_facts(model, explained, sidecar, known))
         except AttrcliError as error:
@@ -127,6 +130,14 @@ def _known_shape(spec: "TensorSpec", sidecar: Preprocess | None) -> tuple[int, .
     if spec.shape is None or None in spec.shape[1:]:
         return None
     return tuple(size for size in spec.shape[1:] if size is not None)
+
+
+def _require_room(shape: Shape) -> None:
+    """Raise UsageError for a shape of which memory cannot hold the few samples that a graph is built with."""
+    from attrcli.graph.engine import free_memory
+
+    if 16 * math.prod(shape) > free_memory():
+        raise UsageError(f"a sample of {'x'.join(map(str, shape))} does not fit into memory; give a smaller shape")
 
 
 def _graph_facts(model: "Model", explained: "TensorSpec", sidecar: Preprocess | None, shape: Shape) -> dict[str, Any]:
@@ -303,9 +314,11 @@ def _activation(model: "Model", shape: tuple[int | None, ...] | None, layout: st
     """What the graph applies last, where it can be built."""
     if shape is None or None in shape or len(model.source.inputs) > 1:
         return "none"
+    known = tuple(size for size in shape if size is not None)
+    _require_room(known)
     try:
         model.bind(layout=layout)
-        head = model.engine(tuple(size for size in shape if size is not None)).head
+        head = model.engine(known).head
     except AttrcliError:
         return "none"
     return head if head in ("softmax", "sigmoid") else "none"

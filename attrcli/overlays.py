@@ -22,6 +22,7 @@ from attrcli.store import RunFile, Status
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 _MONTAGE_ROWS = 12
+_PICTURES = (*data.SUFFIXES["image"], ".pdf", ".svg", ".eps")
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,14 @@ def file_names(ids: Iterable[str]) -> dict[str, str]:
 def prepare(folder: Path, ids: Iterable[str], method: str, *, force: bool = False) -> dict[str, Path]:
     """Make the folder; return the path of each id's picture.
 
-    Raises UsageError for a folder that cannot be made, and for files in the way: without `force` only pictures that
-    attrcli drew of the same id and method are written over.
+    Raises UsageError for a folder that cannot be made or has the name of a picture, and for files in the way: without
+    `force` only pictures that attrcli drew of the same id and method are written over.
     """
+    if folder.suffix.lower() in _PICTURES and not folder.is_dir():
+        raise UsageError(
+            f"{folder}: pictures are PNG, one for each input: give a folder for them (render also makes a grid, with "
+            "--out FILE.png)"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,10 +141,11 @@ def draw(
     style: Style,
     *,
     root: Path | None = None,
+    limit: int | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> tuple[int, list[str]]:
-    """Write one PNG for each good row of a run file; return how many, and the ids that could not be drawn.
+    """Write one PNG for each good row of a run file, at most `limit`; return how many, and the ids that failed.
 
     An input that is gone or changed since is a warning. Raises UsageError as `prepare`.
     """
@@ -149,11 +156,8 @@ def draw(
         rows = [int(row) for row in np.flatnonzero(run.status == Status.OK)]
         maps = (_map(run, row) for row in rows)
         scale = render.run_scale(maps, style.percentile) if style.scale == "run" else None
+        rows = rows[:limit]
         failed: list[str] = []
-
-        def one(row: _Row) -> None:
-            picture, metadata = _picture(source, row, style, scale)
-            render.save_png(picture, paths[row.id], metadata, overwrite=True)
 
         def settle(name: str, future: Future[None]) -> None:
             try:
@@ -166,7 +170,7 @@ def draw(
             window: deque[tuple[str, Future[None]]] = deque()
             for done, number in enumerate(rows):
                 row = _load(run, number)
-                window.append((row.id, pool.submit(one, row)))
+                window.append((row.id, pool.submit(_save, source, row, paths[row.id], style, scale)))
                 if len(window) > 8:
                     settle(*window.popleft())
                 progress("overlays", done + 1, len(rows))
@@ -186,12 +190,9 @@ class _Row:
 
 
 def _load(run: RunFile, row: int) -> _Row:
-    labels = run.attributes["preprocess"]["output"].get("labels")
-    target = int(run["target"][row])
-    name = labels[target] if labels and target < len(labels) else str(target)
     facts = {
         "method": str(run.attributes["method"]),
-        "target": str(name),
+        "target": _target(run, row),
         "score": f"{run.attributes['score']} {float(run['score'][row]):.4g}",
     }
     values = run["attribution"][row]
@@ -200,6 +201,15 @@ def _load(run: RunFile, row: int) -> _Row:
         total = float(np.abs(values).sum(dtype=np.float64))
         facts["gap"] = f"{gap:.2g}" + (f" ({abs(gap) / total:.1g} of the sum)" if total else "")
     return _Row(run.ids[row], run["sample_sha256"][row].decode(), values, facts)
+
+
+def _target(run: RunFile, row: int) -> str:
+    """What a row explains: the name of its class, or the target as it was asked for where that says more."""
+    asked = str(run.attributes["target"])
+    labels, target = run.attributes["preprocess"]["output"].get("labels") or (), int(run["target"][row])
+    if asked in ("predicted", "label") or asked.isdecimal():
+        return str(labels[target]) if target < len(labels) else f"class {target}"
+    return asked
 
 
 def _map(run: RunFile, row: int) -> Array:
@@ -213,7 +223,8 @@ def _picture(source: Source, row: _Row, style: Style, scale: float | None) -> tu
     stored = source.read(row.id, row.sha256).values
     if row.values.ndim != 3 or p.kind != "image":
         names, flat = list(p.columns or ()), row.values.reshape(-1)
-        names = names if len(names) == flat.size else [f"[{i}]" for i in range(flat.size)]
+        if len(names) != flat.size:
+            names = [f"[{', '.join(map(str, place))}]" for place in np.ndindex(row.values.shape)]
         raw = [float(v) for v in stored.reshape(-1)] if stored.size == flat.size else None
         return render.bar_chart(names, flat, raw, _caption(row), style=style), facts
     image = _pixels(stored, p)
@@ -225,6 +236,11 @@ def _picture(source: Source, row: _Row, style: Style, scale: float | None) -> tu
     else:
         picture = render.overlay(image, values, box, used, style)
     return picture, {**facts, **render.describe(values, used, style)}
+
+
+def _save(source: Source, row: _Row, path: Path, style: Style, scale: float | None) -> None:
+    picture, metadata = _picture(source, row, style, scale)
+    render.save_png(picture, path, metadata, overwrite=True)
 
 
 def _pixels(stored: Array, p: Preprocess) -> Array:

@@ -3,7 +3,8 @@
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attrcli import baselines, data, methods, sidecar, targets
+from attrcli import aside, baselines, data, methods, outputs, sidecar, targets
 from attrcli import model as models
 from attrcli.config import Config
-from attrcli.errors import AttrcliWarning, InputError, ModelError, NoInputsError, UnsupportedOp, UsageError
+from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError
 from attrcli.formats.spec import TensorSpec
 from attrcli.graph.engine import Engine, free_memory
 from attrcli.methods._method import Method
 from attrcli.preprocess import Preprocess
+from attrcli.samples import Reader, Sample
 from attrcli.score import SCORES, select
 from attrcli.store import Layout, RunWriter
+
+__all__ = ["Estimate", "Plan", "Sample"]
 
 Array = npt.NDArray[Any]
 
@@ -43,19 +47,6 @@ class Estimate:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One input, read: raw values, model input channels first, hash; or the message of why it cannot be."""
-
-    raw: Array
-    x: Array
-    sha256: str
-    message: str = ""
-
-
-_UNREAD = np.empty(0)
-
-
 class Plan:
     """All that a run needs, ready to run; nothing is written yet.
 
@@ -67,7 +58,6 @@ class Plan:
         if config.score not in SCORES:
             raise methods.unknown("score", config.score, SCORES)
         self.config, self.path = config, Path(config.model)
-        self._ahead: dict[str, Sample] = {}
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -81,13 +71,15 @@ class Plan:
         self._name_columns()
         self.labels = self._labels()
         self.wanted = targets.parse(config.target, self.preprocess.labels)
-        self.baseline = self._baseline()
         self.shape = self._sample_shape()
+        self.baseline = self._baseline()
+        self._settle_fixed()
         self._require_numbers()
         self.attribution_shape = self._attribution_shape()
         self.batch_size = self._batch_size()
         self.model.rows = self.explained.rows = self.batch_size
         self.output_shape = self._output_shape()
+        self._require_scores()
         self._require_target()
 
     # -- what is explained ---------------------------------------------------------------------------------------
@@ -106,7 +98,7 @@ class Plan:
             channels = own.channels  # a preset says nothing of channels
         found = sidecar.find(self.path, self.config.preprocess, embedded, channels)
         if found is not None:
-            return found
+            return self._whole(found)
         kind = data.guess_kind(self.config.inputs)
         if kind == "image":
             raise UsageError(
@@ -114,40 +106,55 @@ class Plan:
                 "nothing. Either say --preprocess imagenet or --preprocess unit, or write a sidecar and edit it: "
                 f"attrcli inspect {self.path} --write-sidecar"
             )
-        return Preprocess(kind)
+        return self._whole(Preprocess(kind))
+
+    def _whole(self, p: Preprocess) -> Preprocess:
+        """With the dtype of the file for an input of whole numbers, such as tokens."""
+        spec = self._spec()
+        if p.kind == "image" or spec.shape is None or spec.dtype not in (torch.int32, torch.int64):
+            return p
+        told = p.as_dict()
+        told["input"]["dtype"] = str(spec.dtype).removeprefix("torch.")
+        return sidecar.from_mapping(told, str(self.path), None)
 
     def _bind(self) -> None:
-        declared, dtype = self.preprocess.activation, getattr(torch, self.preprocess.dtype)
+        dtype = getattr(torch, self.preprocess.dtype)
         self.input_dtype = self.model.dtype if dtype.is_floating_point else dtype
-        self.model.bind(
-            input=self.config.input,
-            output=self.config.output,
-            fixed={name: self._fixed(name, value) for name, value in self.config.fix.items()},
-            dtype=dtype,
-            declared=None if declared == "none" else declared,  # type: ignore[arg-type]
-            layout=self.preprocess.layout if self.preprocess.kind == "image" else "NCHW",
-        )
+        specs = {spec.name: spec for spec in self.model.source.inputs}
+        self.fixed = {
+            name: aside.fixed(name, value, specs.get(name), self.model.dtype) for name, value in self.config.fix.items()
+        }
+        self._bind_to(self.model, self.fixed)
         if self.config.at is None and "gradient" in self.method.needs and not dtype.is_floating_point:
             raise UsageError(
                 f"{self.config.method} needs a gradient, and the input is {self.preprocess.dtype}: explain at a node "
                 "of the graph, the output of the embedding, with --at NODE, or use a perturbation method (occlusion)"
             )
 
-    def _fixed(self, name: str, value: str) -> torch.Tensor:
-        """One sample of an input that is not explained, in the type that the file declares."""
-        spec = next((s for s in self.model.source.inputs if s.name == name), None)
-        if value != "zero":
-            found = [*self._read_aside(Path(value), "array", f"--fix {name}={value}")]
-            if len(found) != 1:
-                raise UsageError(f"--fix {name}={value}: holds {len(found)} arrays; accepted: one, of one sample")
-            tensor = torch.from_numpy(found[0])
-            if tensor.is_floating_point() or (spec and spec.shape and spec.dtype.is_floating_point):
-                return tensor.to(self.model.dtype)
-            return tensor.to(spec.dtype) if spec and spec.shape else tensor
-        if spec is None or spec.shape is None or None in spec.shape[1:]:
-            raise UsageError(f"--fix {name}=zero: the file does not say the shape of '{name}'; give an array file")
-        dtype = self.model.dtype if spec.dtype.is_floating_point else spec.dtype
-        return torch.zeros([size for size in spec.shape[1:] if size is not None], dtype=dtype)
+    def _bind_to(self, model: models.Model, fixed: Mapping[str, torch.Tensor]) -> None:
+        declared = self.preprocess.activation
+        model.bind(
+            input=self.config.input,
+            output=self.config.output,
+            fixed=fixed,
+            dtype=getattr(torch, self.preprocess.dtype),
+            declared=None if declared == "none" else declared,  # type: ignore[arg-type]
+            layout=self.preprocess.layout if self.preprocess.kind == "image" else "NCHW",
+        )
+
+    def _settle_fixed(self) -> None:
+        """Leave a batch axis of 1 out of fixed arrays where the file declares no shapes and takes them only without."""
+        without = {name: value[0] if value.shape[:1] == (1,) else value for name, value in self.fixed.items()}
+        if self._spec().shape is not None or all(without[name] is value for name, value in self.fixed.items()):
+            return
+        for fixed in (self.fixed, without):
+            trial = models.Model(self.path, self.model.source, self.model.device, self.model.dtype)
+            self._bind_to(trial, fixed)
+            with warnings.catch_warnings(), suppress(ModelError):
+                warnings.simplefilter("ignore", AttrcliWarning)
+                if trial.engine(self.shape).batch is None:
+                    self.model = trial
+                    return
 
     def _collect(self) -> data.Collection:
         spec, size = self._spec().shape, self.preprocess.size
@@ -177,12 +184,13 @@ class Plan:
         Raises UsageError where the model takes another number of them.
         """
         p, spec = self.preprocess, self._spec().shape
-        columns = data.header_of(self.records[0]) if p.kind == "table" and p.columns is None else None
-        if columns is None:
+        found = data.first_header(self.records) if p.kind == "table" and p.columns is None else None
+        if found is None:
             return
+        path, columns = found
         if spec is not None and len(spec) == 2 and spec[1] not in (None, len(columns)):
             raise UsageError(
-                f"{self.records[0].path}: {len(columns)} columns besides id and label ({', '.join(columns[:20])}), and "
+                f"{path}: {len(columns)} columns besides id and label ({', '.join(columns[:20])}), and "
                 f"the model takes {spec[1]}; name those that it takes, in order, in a sidecar: [input] columns = [...]"
             )
         told = p.as_dict()
@@ -212,29 +220,12 @@ class Plan:
     def _baseline(self) -> baselines.Baseline | None:
         given = self.config.baseline
         if "baseline" not in self.method.needs:
-            if given is not None:
-                raise UsageError(f"{self.config.method} uses no baseline; leave out --baseline {given}")
+            for option, value in (("--baseline", given), ("--background", self.config.background)):
+                if value is not None:
+                    raise UsageError(f"{self.config.method} uses no baseline; leave out {option} {value}")
             return None
-        background = Path(self.config.background) if self.config.background else None
-        kind = self.preprocess.kind
-
-        def load(path: Path) -> Iterator[Array]:
-            option = "--background" if path == background else "--baseline"
-            return self._read_aside(path, kind, f"{option} {path}")
-
-        return baselines.resolve(given, kind, load=load, background=background)
-
-    def _read_aside(self, path: Path, kind: str, option: str) -> Iterator[Array]:
-        """The raw inputs of a file that an option names; whatever is wrong with it is a UsageError."""
         p = self.preprocess
-        ours = kind == p.kind and not option.startswith("--fix")
-        columns, rank = (p.columns, len(p.size or (0,))) if ours else (None, None)
-        try:
-            for record in data.collect([os.fspath(path)], kind, columns=columns, sample_rank=rank).records:
-                values = data.read(record, kind, channels=p.channels, columns=columns).values
-                yield p.fit(values) if ours else values
-        except (InputError, NoInputsError) as error:
-            raise UsageError(f"{option}: {error}") from error
+        return aside.baseline(self.config, replace(p, size=self.shape) if p.kind == "array" else p)
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -245,14 +236,14 @@ class Plan:
         shape = p.sample_shape or (declared if spec is not None and len(declared) == len(spec) - 1 else None)
         if p.kind == "array" and p.size is None and shape:
             self.preprocess = replace(p, size=shape)  # for those who read the inputs again
+        self._reader = Reader(self.preprocess)
         if shape is not None:
             last = p.kind == "image" and p.layout == "NHWC"
             return (shape[-1], *shape[:-1]) if last else shape
         first = ""
         for record in self.records:
-            sample = self.read(record)
+            sample = self._reader.peek(record)
             if not sample.message:
-                self._ahead[record.id] = sample
                 return sample.x.shape
             first = first or sample.message
         raise InputError(f"none of the {len(self.records)} inputs can be read: {first}")
@@ -284,10 +275,18 @@ class Plan:
         except ModelError as error:
             if self._spec().shape is not None:
                 raise
-            size = "x".join(map(str, self.shape))
-            raise ModelError(
-                f"{error} (for inputs of {size}; if that is not the model's size, the sidecar is wrong)"
-            ) from error
+            held = "; a --fix array holds one sample, with or without a batch axis of 1" if self.fixed else ""
+            raise ModelError(f"{error} ({self._assumed()}{held})") from error
+
+    def _assumed(self) -> str:
+        """What was taken for the input of a file that does not say it, and how to say otherwise."""
+        p, size = self.preprocess, "x".join(map(str, self.shape))
+        if p.kind != "array" or p.size is not None:
+            return f"for {p.dtype} inputs of {size}; if that is not what the model takes, the sidecar is wrong"
+        return (
+            f"for {p.dtype} inputs of {size}, as the first array is, taken for one sample; to say otherwise, write a "
+            'sidecar: [input] kind = "array", size = [...] of one sample, dtype = "int64" for whole numbers'
+        )
 
     def _require_numbers(self) -> None:
         """Raise ModelError for weights that are NaN: every row would fail, each with a message of its own."""
@@ -322,7 +321,24 @@ class Plan:
         zeros = torch.zeros(1, *self.output_shape)
         head = self.model.head(self.zeros())
         none = torch.zeros(1, dtype=torch.long)
-        select(zeros, targets.resolve(self.wanted, self.config.score, zeros, head, none), head)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AttrcliWarning)  # of a mask that is empty for zeros
+            try:
+                target = targets.resolve(self.wanted, self.config.score, zeros, head, none)  # type: ignore[arg-type]
+            except UsageError as error:
+                if self._spec().shape is not None or self.preprocess.kind != "array":
+                    raise
+                raise UsageError(f"{error} ({self._assumed()})") from error
+        select(zeros, target, head)
+
+    def _require_scores(self) -> None:
+        """Raise ModelError for an output that cannot be explained; warn of one that may be meant otherwise."""
+        samples = [self._reader.peek(record) for record in self.records[:8]]
+        good = [sample.x for sample in samples if not sample.message and sample.x.shape == self.shape]
+        inputs = self.tensor(good) if good else self.zeros()
+        outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))
+        if "gradient" in self.method.needs and self.config.at is None:
+            outputs.require_gradient(self.model, inputs[:1])
 
     def estimate(self) -> Estimate:
         """What running the plan would do."""
@@ -346,20 +362,11 @@ class Plan:
 
     def read(self, record: data.Record) -> Sample:
         """Read one input and preprocess it; what goes wrong is a message."""
-        if record.id in self._ahead:
-            return self._ahead.pop(record.id)
-        p = self.preprocess
-        try:
-            stored = data.read(record, p.kind, channels=p.channels, columns=p.columns)
-            raw = p.fit(stored.values)
-            return Sample(raw, self.encode(raw), stored.sha256)
-        except InputError as error:
-            return Sample(_UNREAD, _UNREAD, "", str(error))
+        return self._reader.read(record)
 
     def encode(self, raw: Array) -> Array:
         """Raw values to one model input, channels first."""
-        p = self.preprocess
-        return (replace(p, layout="NCHW") if p.kind == "image" else p).normalize(raw)
+        return self._reader.encode(raw)
 
     def tensor(self, arrays: Sequence[Array]) -> torch.Tensor:
         """Model inputs to a batch on the device."""

@@ -143,6 +143,8 @@ class Preprocess:
         """Factor and offset, shaped to broadcast along the channel axis of raw values."""
         low, high = self.range
         mean, std = np.array(self.mean), np.array(self.std)
+        if 1 not in (len(mean), len(std)) and len(mean) != len(std):
+            raise InputError(f"mean has {len(mean)} values and std {len(std)}; accepted: as many in both")
         scale, shift = (high - low) / 255 / std, (low - mean) / std
         axis = 0 if self.kind != "image" and self.layout == "NCHW" else -1
         count = max(len(scale), len(shift))

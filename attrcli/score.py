@@ -22,7 +22,7 @@ class Target:
     `index` (N,) selects the class: the first dimension of the output after the batch; `minus` (N,) is a class to
     subtract; `weight` (N, P) weighs the P positions that remain (default: their sum). `sign` (N,) is -1 where the
     complement of a single sigmoid output is meant. `seed` (N,) seeds whatever a method draws for that sample; `held`
-    are values of the model's other inputs, row by row.
+    are values of the model's other inputs, row by row. Raises UsageError for an unknown score.
     """
 
     index: torch.Tensor
@@ -32,6 +32,10 @@ class Target:
     sign: torch.Tensor | None = None
     seed: torch.Tensor | None = None
     held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise UsageError(f"unknown score {self.score!r}; accepted: {', '.join(SCORES)}")
 
     def take(self, rows: torch.Tensor) -> "Target":
         """The targets of these rows, which may repeat."""

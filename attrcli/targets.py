@@ -1,13 +1,15 @@
 """`--target` and `--score`: from what the user wrote to the scalar that is explained for each sample."""
 
 import difflib
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from attrcli.errors import UsageError
+from attrcli.errors import AttrcliWarning, UsageError
 from attrcli.score import Head, Score, Target
 
 _FORMS = "predicted, label, an index, a label name, A-B, C@sum, C@mask or i,j,k"
@@ -40,19 +42,26 @@ def parse(text: str, labels: Sequence[str] | None) -> Wanted:
         return Wanted(text, "sum" if how == "sum" else "mask", _class(cls, names, text))
     if "," in text:
         parts = [part.strip() for part in text.split(",")]
-        if not all(part.isdecimal() for part in parts):
+        if not all(map(_is_index, parts)):
             raise UsageError(f"--target {text}: a position is written i,j,k with whole numbers")
         return Wanted(text, "position", int(parts[0]), position=tuple(int(part) for part in parts[1:]))
     dashes = [place for place, character in enumerate(text) if character == "-"]
     pairs = [(text[:place], text[place + 1 :]) for place in dashes]
-    pairs = [pair for pair in pairs if all(part in names or (part.isdecimal() and len(part) < 10) for part in pair)]
+    pairs = [pair for pair in pairs if all(part in names or _is_index(part) for part in pair)]
     if len(pairs) > 1:
         readings = " or ".join(f"'{first}' less '{second}'" for first, second in pairs)
         raise UsageError(f"--target {text}: this says {readings}; use the indices of the classes")
     if pairs:
-        first, second = pairs[0]
-        return Wanted(text, "index", _class(first, names, text), _class(second, names, text))
+        first, second = (_class(part, names, text) for part in pairs[0])
+        if first == second:
+            raise UsageError(f"--target {text}: a class less itself is always zero; name two classes")
+        return Wanted(text, "index", first, second)
     return Wanted(text, "index", _class(text, names, text))
+
+
+def _is_index(text: str) -> bool:
+    """Whether this is a whole number as people write it: no sign, no leading zero, no digits of other scripts."""
+    return re.fullmatch("0|[1-9][0-9]{0,8}", text) is not None
 
 
 def _class(text: str, names: list[str], whole: str) -> int:
@@ -61,7 +70,7 @@ def _class(text: str, names: list[str], whole: str) -> int:
         raise UsageError(f"--target {whole}: the label '{text}' stands for the classes {places}; use an index")
     if text in names:
         return names.index(text)
-    if text.isdecimal() and len(text) < 10:
+    if _is_index(text):
         return int(text)
     close = difflib.get_close_matches(text, names, 1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -125,7 +134,15 @@ def _weight(wanted: Wanted, logits: torch.Tensor, positions: tuple[int, ...]) ->
         where[wanted.position] = 1
         return where.reshape(1, -1).expand(len(logits), -1)
     if wanted.kind == "mask":
-        return (logits.flatten(2).argmax(1) == wanted.index).to(logits.dtype)
+        mask = logits.flatten(2).argmax(1) == wanted.index
+        if empty := int((~mask.any(1)).sum()):
+            warnings.warn(
+                f"--target {wanted.text}: in {empty} of {len(mask)} inputs class {wanted.index} is the likeliest at no "
+                "position: the mask is empty, and score and attribution are zero",
+                AttrcliWarning,
+                stacklevel=2,
+            )
+        return mask.to(logits.dtype)
     return None
 
 

@@ -44,6 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "render": {"errors"},
 }
 MAY_IMPORT["config"] = {"methods", "errors"}
+MAY_IMPORT["aside"] = {"config", "formats", "data", "preprocess", "baselines", "errors"}
+MAY_IMPORT["outputs"] = {"model", "errors"}
+MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
 VERBS = {"explain", "evaluate", "compare", "prune", "train_vae", "inspect", "export", "overlays"}
 MAY_IMPORT |= {verb: set(MAY_IMPORT) for verb in VERBS}
@@ -65,7 +68,7 @@ CONFINED = {
     "torchvision": (),
 }
 TORCH_FREE = {"errors", "baselines", "preprocess", "sidecar", "data", "store", "render"}
-TORCH_FREE |= {"config", "overlays", "export", "cli", "__main__"}
+TORCH_FREE |= {"samples", "config", "overlays", "export", "cli", "__main__"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
 

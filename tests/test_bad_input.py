@@ -4,6 +4,7 @@ import shutil
 import struct
 import zlib
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -251,6 +252,46 @@ def test_a_table_cell_that_is_no_number(tmp_path, out):
     assert rows(out)["status"].tolist() == [1, 2]
 
 
+def test_an_empty_table_is_one_failed_input(tmp_path, out):
+    net = linear(tmp_path / "net.onnx", np.eye(2))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.csv").write_text("")
+    table(tmp_path / "in/b.csv", np.ones((2, 2)))
+    done = explain(out, model=net, inputs=tmp_path / "in", code=3)
+    assert "a.csv" in done.err
+    assert "no header row" in done.err
+    assert rows(out)["status"].tolist() == [2, 1, 1]
+
+
+def test_a_table_whose_header_is_missing(tmp_path, out):
+    net = linear(tmp_path / "net.onnx", np.eye(2))
+    (tmp_path / "x.csv").write_text("1,2\n3,4\n")
+    message = refused(out, model=net, inputs=tmp_path / "x.csv")
+    assert "its first line is numbers" in message
+    assert "add them as a first line" in message
+
+
+def test_tables_among_arrays(tmp_path, out):
+    net = linear(tmp_path / "net.onnx", np.eye(2))
+    (tmp_path / "in").mkdir()
+    table(tmp_path / "in/a.csv", np.ones((2, 2)))
+    np.save(tmp_path / "in/b.npy", np.ones(2))
+    message = refused(out, model=net, inputs=tmp_path / "in")
+    assert "'b.npy'" in message
+    assert "'a.csv'" in message
+    explain(out, model=net, inputs=f"{tmp_path}/in/*.npy")
+
+
+def test_what_image_files_lose_is_told_once(tmp_path, out):
+    (tmp_path / "in").mkdir()
+    for number in range(70):  # more than one batch
+        Image.new("LA", (28, 28), (number, 7)).save(tmp_path / f"in/{number}.png")
+    Image.new("LA", (28, 28), (9, 255)).save(tmp_path / "in/opaque.png")
+    done = explain(out, inputs=tmp_path / "in")
+    assert done.err.count("its transparency is dropped") == 1
+    assert done.err.count("warning") == 1
+
+
 # -- methods and their options -------------------------------------------------------------------------------------
 
 
@@ -409,8 +450,47 @@ def test_places_that_cannot_be_written(tmp_path):
     shutil.copy(CNN, tmp_path / "other.h5")
     message = explain(tmp_path / "other.h5", code=2).err
     assert "other.h5" in message
-    assert "--force" in message
+    assert "--force" not in message
     assert (tmp_path / "other.h5").read_bytes() == CNN.read_bytes()
+
+
+def test_force_replaces_no_file_that_is_no_run_file(tmp_path):
+    """Not what the command itself reads, either."""
+    net = linear(tmp_path / "net.onnx", np.eye(2))
+    rows_ = table(tmp_path / "rows.csv", np.ones((2, 2)))
+    label = table(tmp_path / "labels.csv", np.ones((2, 1)), extra={"id": [0, 1], "label": [0, 1]})
+    label.write_text("id,label\nrows.csv#0,1\nrows.csv#1,0\n")
+    side, config = tmp_path / "net.toml", tmp_path / "run.toml"
+    side.write_text('[input]\nkind = "table"\n')
+    config.write_text("seed = 1\n")
+    base = table(tmp_path / "base.csv", np.zeros((1, 2)))
+    background = table(tmp_path / "all.csv", np.ones((3, 2)))
+    keras = tmp_path / "keras.h5"
+    with h5py.File(keras, "w") as file:
+        file.attrs["keras_version"] = "3"
+    given = ("--labels", label, "--config", config, "--background", background, "--force")
+    for out in (label, side, config, background, keras):
+        before = out.read_bytes()
+        message = explain(out, *given, model=net, inputs=rows_, method="occlusion", code=2).err
+        assert f"cannot write {out}" in message
+        assert "--force" not in message
+        assert out.read_bytes() == before
+    assert (
+        "cannot write" in explain(base, "-b", base, "--force", model=net, inputs=rows_, method="occlusion", code=2).err
+    )
+    explain(tmp_path / "run.h5", *given, model=net, inputs=rows_, method="occlusion")
+
+
+def test_force_does_not_replace_a_fixed_input(tmp_path):
+    nodes = [helper.make_node("Mul", ["x", "f"], ["z"])]
+    net = onnx_file(tmp_path / "net.onnx", nodes, {"x": ["N", 2], "f": ["N", 2]}, {"z": ["N", 2]}, {})
+    with h5py.File(tmp_path / "fixed.h5", "w") as file:
+        file["f"] = np.ones(2, np.float32)
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in/a.npy", np.ones(2, np.float32))
+    given = ("--input", "x", "--fix", f"f={tmp_path}/fixed.h5", "-t", "0")
+    message = explain(tmp_path / "fixed.h5", *given, "--force", model=net, inputs=tmp_path / "in/a.npy", code=2).err
+    assert "cannot write" in message
 
 
 def test_a_run_file_takes_no_place_of_another_and_becomes_no_input(tmp_path):

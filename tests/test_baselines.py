@@ -91,13 +91,19 @@ def test_table_without_background_is_refused_with_the_way_out():
         resolve("mean", "table", load=nothing)
 
 
+@pytest.mark.parametrize(("spec", "kind"), [("zero", "table"), (None, "image"), (None, "array")])
+def test_a_background_that_nothing_uses_is_refused(spec, kind):
+    with pytest.raises(UsageError, match=r"--background b\.csv: only --baseline mean of a table uses one"):
+        resolve(spec, kind, load=nothing, background=Path("b.csv"))
+
+
 def test_column_means_of_whole_numbers_are_not_cut():
     whole = resolve("mean", "table", load=lambda path: [np.array([1]), np.array([2])], background=Path("b"))
     np.testing.assert_array_equal(whole(np.array([5]), "a", 0), [1.5])
 
 
 def test_empty_background():
-    with pytest.raises(UsageError, match=r"'b\.csv' holds no rows"):
+    with pytest.raises(UsageError, match=r"--background b\.csv: the file holds no rows"):
         column_means(Path("b.csv"), lambda path: [])
 
 
@@ -111,7 +117,9 @@ def test_file_is_used_for_every_sample(tmp_path):
         baseline(RAW[:5, :5], "a", 0)
 
 
-@pytest.mark.parametrize(("held", "message"), [([], "holds no input"), ([RAW, RAW], "holds several inputs")])
+@pytest.mark.parametrize(
+    ("held", "message"), [([], "--baseline .*holds no input"), ([RAW, RAW], "holds several inputs")]
+)
 def test_file_must_hold_one_input(tmp_path, held, message):
     with pytest.raises(UsageError, match=message):
         resolve(str(tmp_path), "image", load=lambda path: held)
@@ -119,8 +127,9 @@ def test_file_must_hold_one_input(tmp_path, held, message):
 
 def test_unknown_name_gets_a_suggestion_and_the_list():
     with pytest.raises(
-        UsageError, match=r"'blakc' for kind image \(did you mean 'black'\?\); accepted: black, blur, grey"
+        UsageError,
+        match=r"--baseline blakc: neither a file nor .* image \(did you mean 'black'\?\); accepted: black, blur, grey",
     ):
         resolve("blakc", "image", load=nothing)
-    with pytest.raises(UsageError, match=r"'blur' for kind table.*accepted: mean, zero, or a file"):
+    with pytest.raises(UsageError, match=r"--baseline blur: .* for kind table.*accepted: mean, zero, or a file"):
         resolve("blur", "table", load=nothing)

@@ -267,6 +267,8 @@ def test_the_label_as_target_comes_from_class_folders_or_a_csv(tmp_path, out):
         ("0-7", ["7 is out of range", "3 classes"]),
         ("dgo", ["'dgo'", "did you mean 'dog'", "cat, dog, on-off", "predicted"]),
         ("-1", ["-1"]),
+        ("0-cat", ["--target 0-cat", "always zero"]),
+        ("01", ["'01' is no label"]),
         ("label", ["--target label", "class folders", "--labels"]),
         ("1@sum", ["1@sum", "predicted, label, an index or A-B"]),
         ("1@max", ["sum or mask"]),
@@ -278,6 +280,14 @@ def test_a_target_that_cannot_be_is_refused_before_the_run(net, csv, out, target
     assert all(word in message for word in words), message
     assert "--dry-run" not in message
     assert attrcli("explain", net, csv, "-m", "saliency", "--out", out, f"--target={target}", "--dry-run").code == 2
+
+
+def test_a_class_folder_given_alone_is_the_label(tmp_path, out):
+    explain(out, "-t", "label", inputs=TEST / "Bag")
+    found = rows(out)
+    assert (
+        set(found["label"]) == set(found["target"]) == {(SAMPLES / "labels.txt").read_text().split("\n").index("Bag")}
+    )
 
 
 def test_label_names_that_match_nothing_are_told(tmp_path, net, out):
@@ -651,7 +661,8 @@ def test_stdout_is_parseable_and_stderr_silent_without_a_terminal(tmp_path, out)
     assert 0 <= told["gap_median"] <= told["gap_max"] < 0.1
     assert told["overlays"] == 60
     lines = explain(tmp_path / "b.h5", "-q").out.splitlines()
-    assert {line.partition(":")[0] for line in lines} == {"run_file", "rows", "ok", "errors", "computed", "kept"}
+    names = {"run_file", "rows", "ok", "errors", "computed", "kept", "accuracy"}
+    assert {line.partition(":")[0] for line in lines} == names
 
 
 def on_a_terminal(*arguments):

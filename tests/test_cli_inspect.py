@@ -80,7 +80,21 @@ def test_torchscript_that_does_not_tell_its_size_says_what_to_do(tmp_path):
     assert set(told["methods"].values()) == {"works"}
     told = facts(tmp_path / "net.pt", "--shape", "3x28x28")
     assert "note" in told
-    assert attrcli("inspect", tmp_path / "net.pt", "--shape", "1,a").code == 2
+    for shape in ("1,a", "1,0,4", "3,", "9" * 5000):
+        done = attrcli("inspect", tmp_path / "net.pt", "--shape", shape)
+        assert done.code == 2
+        assert "whole numbers" in done.err
+
+
+@pytest.mark.parametrize("shape", ["99999999999,99999999999", "1,65536,1048576", ",".join(["9" * 18] * 30)])
+def test_a_shape_that_no_memory_holds(tmp_path, shape):
+    for model in (SAMPLES / "fashion_cnn.pt", CNN, shutil.copy(SAMPLES / "fashion_cnn.pt", tmp_path / "net.pt")):
+        done = attrcli("inspect", model, "--shape", shape)
+        assert (done.code, done.out) == (2, "")
+        assert "does not fit into memory" in done.err
+    done = attrcli("inspect", tmp_path / "net.pt", "--shape", shape, "--write-sidecar")
+    assert (done.code, done.out) == (2, "")
+    assert not (tmp_path / "net.toml").exists()
 
 
 def test_an_operation_that_cannot_be_imported_is_shown(tmp_path):
@@ -216,6 +230,20 @@ def test_a_run_file(run):
     text = attrcli("inspect", run).out
     assert "rows_ok:" in text
     assert "steps=8" in text
+
+
+def test_explain_and_inspect_tell_the_same_median(run):
+    """Also of an even number of gaps."""
+    explained = explain(
+        run, "-o", "steps=8", "--json", model=CNN, inputs=run.parent / "in", method="integrated_gradients", code=3
+    )
+    assert facts(run)["gap_median"] == json.loads(explained.out)["gap_median"]
+
+
+def test_a_file_that_cannot_be_read():
+    done = attrcli("inspect", "/proc/self/mem")
+    assert done.code == 4
+    assert "/proc/self/mem" in done.err
 
 
 def test_a_run_without_gaps_and_one_without_any_good_row(tmp_path):

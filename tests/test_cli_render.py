@@ -25,7 +25,7 @@ from cli_runs import (
 from onnx import helper
 from PIL import Image
 
-from attrcli import overlays
+from attrcli import overlays, render
 
 
 def pixels(path):
@@ -289,6 +289,70 @@ def test_rows_of_array_files_are_found_again(tmp_path):
     np.savez(tmp_path / "pictures.npz", p=pictures)
     explain(tmp_path / "b.h5", "--overlays", tmp_path / "ov2", inputs=tmp_path / "pictures.npz")
     assert sorted(os.listdir(tmp_path / "ov2")) == [f"pictures.npz=p%5B{i}%5D.png" for i in range(3)]
+
+
+def test_pictures_of_records_show_their_own_record(tmp_path):
+    """Each picture is dark but for the quarter that its record lights up; names inside files never clash."""
+    lit = np.zeros((4, 28, 28, 1), np.uint8)
+    for number, (y, x) in enumerate([(0, 0), (0, 14), (14, 0), (14, 14)]):
+        lit[number, y : y + 14, x : x + 14] = 255
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in/r.npy", lit)
+    np.savez(tmp_path / "in/r.npz", a=lit[3, ..., 0], r=lit[::-1])
+    with h5py.File(tmp_path / "in/r.h5", "w") as file:
+        file["a"], file["r"] = lit[2, ..., 0], lit[1:3]
+    names = [str(path) for path in sorted((tmp_path / "in").iterdir())]
+    done = explain(tmp_path / "run.h5", "--overlays", tmp_path / "ov", inputs=names)
+    assert "overlays: 12 in" in " ".join(done.out.split())
+    expected = {f"r.npy={i}": i for i in range(4)} | {"r.npz=a": 3} | {f"r.npz=r%5B{i}%5D": 3 - i for i in range(4)}
+    expected |= {"r.h5=a": 2, "r.h5=r%5B0%5D": 1, "r.h5=r%5B1%5D": 2}
+    assert {path.stem for path in (tmp_path / "ov").iterdir()} == set(expected)
+    for name, quarter in expected.items():
+        grey = pixels(tmp_path / f"ov/{name}.png").min(-1)
+        quarters = [grey[:14, :14], grey[:14, 14:], grey[14:, :14], grey[14:, 14:]]
+        assert int(np.argmax([np.median(each) for each in quarters])) == quarter
+
+
+def test_the_caption_says_what_was_asked_for(tmp_path):
+    model = linear(tmp_path / "net.onnx", np.eye(3))
+    data = table(tmp_path / "x.csv", [[3, 2, 1]])
+    for number, (target, told) in enumerate({"predicted": "class 0", "1": "class 1", "2-1": "2-1"}.items()):
+        run, folder = tmp_path / f"{number}.h5", tmp_path / f"{number}"
+        explain(run, "-t", target, "--overlays", folder, model=model, inputs=data, method="gradient")
+        assert texts(folder / "x.csv=0.png")["target"] == told
+
+
+def test_values_of_a_two_dimensional_input_are_named_by_their_place(tmp_path, monkeypatch):
+    names = []
+    chart = render.bar_chart
+    monkeypatch.setattr(render, "bar_chart", lambda n, *rest, **more: (names.extend(n), chart(n, *rest, **more))[1])
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["z"], transB=1)]
+    weights = {"w": np.ones((2, 6), np.float32)}
+    model = onnx_file(tmp_path / "n.onnx", nodes, {"x": ["N", 2, 3]}, {"z": ["N", 2]}, weights)
+    np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+    explain(tmp_path / "run.h5", "--overlays", tmp_path / "ov", model=model, inputs=tmp_path / "x.npy")
+    assert names == ["[0, 0]", "[0, 1]", "[0, 2]", "[1, 0]", "[1, 1]", "[1, 2]"]
+
+
+def test_limit_and_names_of_pictures(done, tmp_path):
+    drawn = attrcli("render", done / "ig.h5", "--out", tmp_path / "two", "--limit", "2", "--scale", "run")
+    assert drawn.out == f"overlays: 2 in {tmp_path / 'two'}\n"
+    attrcli("render", done / "ig.h5", "--out", tmp_path / "all", "--scale", "run")
+    first = sorted((tmp_path / "all").iterdir())[:2]
+    assert [path.name for path in sorted((tmp_path / "two").iterdir())] == [path.name for path in first]
+    scales = {texts(path)["scale"] for path in (*first, *(tmp_path / "two").iterdir())}
+    assert len(scales) == 1  # that of the whole run
+    for place in (tmp_path / "none", tmp_path / "none.png"):
+        refusal = attrcli("render", done / "ig.h5", "--out", place, "--limit", "0")
+        assert (refusal.code, refusal.err) == (2, "--limit 0: a whole number of at least 1")
+        assert not place.exists()
+    for name in ("x.jpg", "x.TIFF", "x.pdf"):
+        refusal = attrcli("render", done / "ig.h5", "--out", tmp_path / name)
+        assert refusal.code == 2
+        assert "pictures are PNG" in refusal.err
+        assert "--out FILE.png" in refusal.err
+        assert not (tmp_path / name).exists()
+    assert "pictures are PNG" in refused(tmp_path / "run.h5", "--overlays", tmp_path / "x.png")
 
 
 def test_a_folder_whose_name_is_a_file(tmp_path):

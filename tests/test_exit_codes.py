@@ -215,12 +215,31 @@ def test_head_gets_its_line():
     assert done.stderr == ""
 
 
-def test_a_full_disk_under_stdout_is_no_failed_gate():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["methods", "methods --json", "--help", "explain --help", "inspect {run}"])
+def test_a_full_disk_under_stdout_is_no_failed_gate_and_no_crash(run, command, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*RUN, "methods"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 70
-    assert "No space left on device" in done.stderr
-    assert "Exception ignored" not in done.stderr
+        done = subprocess.run(
+            [*RUN, *command.format(run=run).split()], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    assert done.returncode == 2
+    assert done.stderr == "attrcli: error: cannot write to stdout: no space left on device\n"
+
+
+def test_explain_under_a_full_stdout_has_written_its_file(tmp_path):
+    out = tmp_path / "run.h5"
+    command = [*RUN, "explain", SAMPLES / "fashion_mlp.onnx", SAMPLES / "images/test/Bag", "-m", "saliency"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--out", out], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cannot write to stdout" in done.stderr
+    assert rows_done(out) == 6
+
+
+def test_stdout_that_cannot_be_written_at_all():
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m attrcli methods 1</dev/null"], capture_output=True)
+    assert (done.returncode, done.stderr) == (2, b"attrcli: error: cannot write to stdout: bad file descriptor\n")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [("methods", 0), ("methods nope", 2), ("nope", 2)])

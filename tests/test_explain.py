@@ -3,12 +3,13 @@
 import json
 import shutil
 import threading
+import warnings
 
 import h5py
 import numpy as np
 import onnx
 import pytest
-from cli_runs import CNN, MLP, SAMPLES, TEST, TRAIN, assert_same_rows, images, linear, rows, table
+from cli_runs import CNN, MLP, SAMPLES, TEST, TRAIN, assert_same_rows, image, images, linear, rows, table
 
 from attrcli import data
 from attrcli.config import Config
@@ -121,6 +122,45 @@ def test_a_method_without_a_baseline_leaves_its_columns_empty(tmp_path):
     assert found["attributes"]["baseline"] == "null"
 
 
+@pytest.mark.parametrize("suffix", ["pt", "onnx"])
+def test_an_input_that_is_the_baseline_has_no_gap(tmp_path, suffix):
+    """Its score is that of the baseline, whatever the rounding of batches of two sizes."""
+    images(tmp_path / "in", 7)
+    image(tmp_path / "in/black.png", np.zeros((28, 28)))
+    summary = run(tmp_path / "run.h5", model=str(SAMPLES / f"fashion_cnn.{suffix}"), inputs=(str(tmp_path / "in"),))
+    found = rows(tmp_path / "run.h5")
+    row = found["sample_id"].index("black.png")
+    assert not found["attribution"][row].any()
+    assert found["completeness_delta"][row] == 0
+    assert found["baseline_score"][row] == found["score"][row]
+    assert summary.gaps[row] == 0
+    assert np.isfinite(summary.gaps).all()
+
+
+def test_a_warning_of_many_batches_is_shown_once(tmp_path):
+    given = {"options": {"steps": "auto", "max_steps": 25, "tolerance": 1e-9}, "batch_size": 2}
+    with pytest.warns(AttrcliWarning) as caught:
+        run(tmp_path / "run.h5", **given)
+    [text] = [str(each.message) for each in caught]
+    assert text.startswith("integrated_gradients: 2 of 2 samples still miss the tolerance")
+    assert text.endswith("(and likewise in 2 more batches)")
+    with pytest.warns(AttrcliWarning) as caught:
+        run(tmp_path / "one.h5", **given | {"batch_size": 6})
+    assert "likewise" not in str(caught[0].message)
+
+
+def test_warnings_are_shown_for_a_run_that_stops_too(tmp_path, monkeypatch):
+    def stopping(self, model, inputs, target, baseline):
+        for text in ("odd", "strange"):
+            warnings.warn(text, AttrcliWarning, stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(IntegratedGradients, "attribute", stopping)
+    with pytest.warns(AttrcliWarning) as caught, pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run.h5")
+    assert [str(each.message) for each in caught] == ["odd", "strange"]
+
+
 def test_float64_is_stored_as_float64(tmp_path):
     run(tmp_path / "run.h5", precision="float64", options={"steps": 40})
     found = rows(tmp_path / "run.h5")
@@ -145,6 +185,7 @@ def test_nothing_is_read_twice(tmp_path, monkeypatch):
 
 
 def test_reading_and_writing_run_beside_the_computation(tmp_path, monkeypatch):
+    plan = Plan(Config(**IG, inputs=(str(TEST),), out=str(tmp_path / "run.h5"), batch_size=16))
     threads = {"read": set(), "write": set()}
     original, put = data.read, RunWriter.write
     monkeypatch.setattr(
@@ -156,7 +197,6 @@ def test_reading_and_writing_run_beside_the_computation(tmp_path, monkeypatch):
         lambda *given, **named: (threads["write"].add(threading.get_ident()), put(*given, **named))[1],
     )
     seen = []
-    plan = Plan(Config(**IG, inputs=(str(TEST),), out=str(tmp_path / "run.h5"), batch_size=16))
     explain(plan, lambda stage, done, total: seen.append((stage, done, total)))
     assert seen == [("explain", done, 60) for done in (16, 32, 48, 60)]
     assert len(threads["read"]) == len(threads["write"]) == 1

@@ -315,6 +315,20 @@ def test_channel_axis_of_arrays():
         Preprocess("array", mean=(0.0, 1.0, 2.0)).encode(values)
 
 
+def test_one_mean_for_all_channels_and_as_many_as_channels():
+    raw = pixels(2, 3).astype(np.float32)
+    plain, shifted = (Preprocess("image", range=(0.0, 1.0), mean=mean).normalize(raw) for mean in ((0.0,), (0.5,)))
+    assert plain.shape == (3, 2, 3)
+    np.testing.assert_allclose(plain, (raw / 255).transpose(2, 0, 1), rtol=1e-6)
+    np.testing.assert_allclose(shifted, plain - 0.5, atol=1e-6)
+    for layout in ("NCHW", "NHWC"):
+        grey = Preprocess("image", channels="L", mean=(0.0, 0.1, 0.2), layout=layout)
+        with pytest.raises(InputError, match=r"\(2, 3, 1\); mean and std have 3 values for axis -1"):
+            grey.encode(pixels(2, 3, 1))
+    with pytest.raises(InputError, match="mean has 2 values and std 3"):
+        Preprocess("image", mean=(0.0, 0.1), std=(1.0, 1.0, 2.0)).encode(pixels(2, 3))
+
+
 def test_table_rows():
     p = from_mapping({"input": {"kind": "table", "columns": ["a", "b"], "mean": [1, 2], "std": [2, 4]}}, "x", None)
     x = p.encode(np.array([3.0, 10.0]))

@@ -55,16 +55,77 @@ def test_a_finished_run_is_not_computed_again_nor_touched(folder, out, monkeypat
 
 
 def test_changed_new_and_lost_inputs(folder, out, tmp_path):
-    explain(out, inputs=folder)
+    (folder / "007.png").write_bytes(b"no image")
+    explain(out, inputs=folder, code=3)
     images(tmp_path / "new", 12, seed=1)
     shutil.copy(tmp_path / "new/003.png", folder / "003.png")  # changed
     shutil.copy(tmp_path / "new/011.png", folder / "011.png")  # new
-    (folder / "007.png").unlink()  # lost
+    (folder / "007.png").unlink()  # lost, and there was no row of it to lose
     counts = told(explain(out, inputs=folder).out)
-    assert (counts["rows"], counts["computed"], counts["kept"]) == (10, 2, 9)
+    assert (counts["rows"], counts["computed"], counts["kept"]) == (10, 2, 8)
     assert (counts["inputs_added"], counts["inputs_removed"]) == (1, 1)
     explain(tmp_path / "fresh.h5", inputs=folder)
     assert_same_rows(out, tmp_path / "fresh.h5", rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_inputs_never_drop_finished_rows(folder, out, tmp_path):
+    explain(out, inputs=folder)
+    before = out.read_bytes()
+    (folder / "007.png").unlink()
+    for flags, count, first in (((), 1, "007.png"), (("--limit", "8"), 2, "007.png"), (("--limit", "3"), 7, "003.png")):
+        done = explain(out, *flags, inputs=folder, code=2)
+        assert f"finished rows ({count}, such as '{first}')" in done.err
+        assert "another --out" in done.err
+        assert "--force" in done.err
+        assert done.out == ""
+        assert out.read_bytes() == before
+        assert not out.with_name("run.h5.part").exists()
+    explain(tmp_path / "other.h5", "--limit", "3", inputs=folder)
+    assert told(explain(out, "--force", "--limit", "3", inputs=folder).out)["computed"] == 3
+    assert told(explain(out, inputs=folder).out)["inputs_added"] == 6
+
+
+def test_a_limit_on_an_interrupted_run(folder, out, monkeypatch):
+    """It may leave out what was not done, and nothing else."""
+    interrupted(monkeypatch, out, folder)  # six of ten rows
+    message = explain(out, "--limit", "5", inputs=folder, code=2).err
+    assert f"{out}.part: this would drop finished rows (1, such as '005.png')" in message
+    counts = told(explain(out, "--limit", "7", inputs=folder).out)
+    assert (counts["rows"], counts["kept"], counts["computed"], counts["inputs_removed"]) == (7, 6, 1, 3)
+    assert told(explain(out, inputs=folder).out)["kept"] == 7
+
+
+def test_an_unchanged_image_is_not_decoded_again(folder, out, tmp_path, monkeypatch):
+    from attrcli import data
+
+    explain(out, "--batch-size", "4", inputs=folder)
+    images(tmp_path / "new", 10, seed=1)
+    shutil.copy(tmp_path / "new/005.png", folder / "005.png")
+    read, decoded = data.read, []
+
+    def counted(record, *given, **named):
+        decoded.append(record.id)
+        return read(record, *given, **named)
+
+    monkeypatch.setattr(data, "read", counted)
+    assert told(explain(out, inputs=folder).out)["computed"] == 1
+    assert decoded == ["004.png", "005.png", "006.png", "007.png"]  # the batch of the changed one
+    decoded.clear()
+    (folder / "009.png").write_bytes(b"no image")
+    assert told(explain(out, inputs=folder, code=3).out)["errors"] == 1
+    assert decoded == ["008.png", "009.png"]
+
+
+def test_a_message_is_told_in_full_and_stored_in_short(folder, out):
+    name = "a" * 190 + ".png"
+    (folder / name).write_bytes(b"no image")
+    done = explain(out, inputs=folder, code=3)
+    told_, stored = done.err.strip(), rows(out)["message"][-1]
+    assert name in told_
+    assert "not an image that can be read; accepted: PNG" in told_
+    assert stored.endswith("…")
+    assert len(stored.encode()) == 200
+    assert stored[:-1] in told_
 
 
 def test_errors_are_tried_again(folder, out):
@@ -124,8 +185,8 @@ def test_the_recorded_batch_size_is_used_again(folder, out):
     assert rows(out)["attributes"]["batch_size"] > 3
 
 
-def test_an_interrupted_run_goes_on(folder, out, tmp_path, monkeypatch):
-    """Whatever stops it: the rows that were written stay, and the end is the same."""
+def interrupted(monkeypatch, out, folder):
+    """A run of batches of three that stops before the third; what it printed."""
     from attrcli import explain as verb
 
     compute, calls = verb._compute, []
@@ -138,13 +199,26 @@ def test_an_interrupted_run_goes_on(folder, out, tmp_path, monkeypatch):
 
     monkeypatch.setattr(verb, "_compute", stopping)
     done = explain(out, "--batch-size", "3", inputs=folder, code=130)
+    monkeypatch.undo()
+    return done
+
+
+def test_an_interrupted_run_goes_on(folder, out, tmp_path, monkeypatch):
+    """Whatever stops it: the rows that were written stay, and the end is the same."""
+    done = interrupted(monkeypatch, out, folder)
     assert f"{out}.part" in done.err
     assert "the same command goes on" in done.err
-    monkeypatch.undo()
     with RunFile(f"{out}.part") as part:
         assert part.status.tolist() == [1] * 6 + [0] * 4
         assert not part.complete
-    assert "complete:     False" in attrcli("inspect", f"{out}.part").out
+    shown = attrcli("inspect", f"{out}.part").out
+    assert "complete:     False" in shown
+    assert "rows_ok:      6" in shown
+    assert "rows_todo:    4" in shown
+    for command in (["inspect"], ["render", "--out", tmp_path / "p"], ["export", tmp_path / "e", "--to", "npz"]):
+        done = attrcli(command[0], out, *command[1:])
+        assert (done.code, done.out) == (2, "")
+        assert f"{out}: no such file; its run is not finished: see {out}.part" in done.err
     counts = told(explain(out, inputs=folder).out)
     assert (counts["computed"], counts["kept"]) == (4, 6)
     explain(tmp_path / "whole.h5", "--batch-size", "3", inputs=folder)

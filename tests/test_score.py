@@ -13,6 +13,11 @@ P = Z.exp() / Z.exp().sum(1, keepdim=True)
 S = 1 / (1 + (-Z).exp())
 
 
+def test_a_score_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="unknown score 'nonsense'; accepted: logit, prob, logprob, margin"):
+        Target(INDEX, "nonsense")
+
+
 @pytest.mark.parametrize(
     ("score", "head", "expected"),
     [

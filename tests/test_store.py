@@ -129,16 +129,28 @@ def test_ids_that_are_not_utf8_survive(path):
 def test_rows_that_are_not_ok_hold_nan_and_their_message(path):
     with open_run(path, names(4)) as writer:
         states = [Status.OK, Status.ERROR, Status.SKIPPED, Status.OK]
-        writer.write(slice(0, 4), batch(names(4)), states, ["", "é" * 150, "not now", ""])
+        writer.write(slice(0, 4), batch(names(4)), states, ["", "é" * 101, "not now", "é" * 100])
         writer.finish()
     with RunFile(path) as run:
         assert run.status.tolist() == states
-        assert run.messages == ["", "é" * 100, "not now", ""]
+        assert run.messages == ["", "é" * 98 + "…", "not now", "é" * 100]  # at most 200 bytes
         for name in FLOATS:
             missing = np.isnan(run[name][...]).reshape(4, -1)
             assert missing.all(1).tolist() == [False, True, True, False]
             assert missing.any(1).tolist() == [False, True, True, False]
         assert run.read("sample_sha256")[1] == sha(names(4)[1])
+
+
+def test_a_gap_is_relative_to_the_attribution_and_never_nan_where_there_is_one(path):
+    values = np.zeros((5, 3, 8, 9))
+    values[0, 0, 0, :2] = 3, -1
+    with open_run(path, names(5)) as writer:
+        delta = np.array([-1, 0, 0.5, np.nan, 2])
+        status = [Status.OK] * 4 + [Status.ERROR]
+        writer.write(slice(0, 5), {"attribution": values, "completeness_delta": delta}, status)
+        writer.finish()
+    with RunFile(path) as run:
+        np.testing.assert_array_equal(run.gaps(), [0.25, 0, np.inf, np.nan, np.nan])
 
 
 def test_columns_left_out_read_as_absent(path):

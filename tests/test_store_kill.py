@@ -122,14 +122,14 @@ def kill_and_resume(folder, kills, seed):
     rng = random.Random(seed)
     script = Path(__file__).with_name("store_runs.py")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    whole = {shift: make(folder / f"whole{shift}.h5", names(240, shift)) for shift in (0, 40)}
+    whole = {rows: make(folder / f"whole{rows}.h5", names(rows, 240 - rows)) for rows in (240, 280)}
     done = runs = 0
     while done < kills:
         path = folder / f"run{runs}.h5"
         runs += 1
-        for shift in (0, 40):  # the second list takes most rows from the first file
+        for rows in whole:  # the second list takes most rows from the first file, and moves them
             for _ in range(100):
-                command = [sys.executable, script, path, "240", "0.004", str(shift)]
+                command = [sys.executable, script, path, str(rows), "0.004", str(240 - rows)]
                 with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
                     child.stdout.readline()  # open
                     if rng.random() < 0.7:
@@ -142,7 +142,7 @@ def kill_and_resume(folder, kills, seed):
                     break
                 assert child.returncode == -9
                 done += 1
-            assert_same(path, whole[shift])
+            assert_same(path, whole[rows])
             assert not part_of(path).exists()
     assert leftovers(path) == sorted(item.name for item in {*folder.glob("run*.h5"), *whole.values()} - {path})
 
@@ -183,7 +183,7 @@ def killed_at(step, path, ids):
 
 def test_killed_at_every_single_step(path, tmp_path):
     (tmp_path / "whole").mkdir()
-    ids = names(9, shift=4)
+    ids = names(12, shift=-4)
     whole = make(tmp_path / "whole" / "run.h5", ids)
     earlier = make(tmp_path / "whole" / "earlier.h5", names(8)).read_bytes()
     step = 0

@@ -25,7 +25,7 @@ from store_runs import (
 )
 
 from attrcli.errors import UsageError
-from attrcli.store import RunFile, RunWriter, Status, config_of
+from attrcli.store import RunFile, RunWriter, Status, config_of, is_run_file
 
 
 @pytest.fixture
@@ -98,20 +98,24 @@ def test_another_list_keeps_the_good_rows_by_id(path, tmp_path, finished):
         make(path, names(10))
     else:
         begin(path, batches=2)
-    new = [names(10)[7], "first", *names(6, shift=2), *names(3, shift=20)]
+    good = 10 if finished else 8
+    new = [names(10)[7], "first", *names(good), *names(3, shift=20)]
     new = list(dict.fromkeys(new))
     with open_run(path, new) as writer:
         assert writer.added == ["first", *names(3, shift=20)]
-        assert writer.removed == names(2) + names(2, shift=8)
-        assert writer.resumed == 6
+        assert writer.removed == names(10)[good:]
+        assert writer.resumed == good
         assert [writer.sha256(row) for row in range(3)] == [sha(new[0]), "", sha(new[2])]
         fill(writer, size=1)
         writer.finish()
     assert_same(path, make(tmp_path / "whole.h5", new))
 
 
-def test_ids_removed_only_need_no_row_but_a_new_file(path, tmp_path):
-    make(path, names(10))
+def test_rows_in_error_whose_ids_are_removed_need_no_row_but_a_new_file(path, tmp_path):
+    with open_run(path) as writer:
+        fill(writer)
+        writer.write(slice(7, 10), {}, Status.ERROR, "no such file")
+        writer.finish()
     with open_run(path, names(7)) as writer:
         assert writer.removed == names(3, shift=7)
         assert fill(writer) == 0
@@ -119,15 +123,45 @@ def test_ids_removed_only_need_no_row_but_a_new_file(path, tmp_path):
     assert_same(path, make(tmp_path / "whole.h5", names(7)))
 
 
-def test_a_list_that_grows_twice_takes_rows_from_the_part_and_the_finished_file(path, tmp_path):
+@pytest.mark.parametrize("finished", [True, False])
+def test_finished_rows_are_never_dropped_but_by_force(path, tmp_path, finished):
+    if finished:
+        make(path, names(10))
+    else:
+        begin(path, batches=2)
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    count, first = 7 if finished else 5, names(10)[3]
+    with pytest.raises(UsageError, match=rf"drop finished rows \({count}, such as '{first}'\).*another --out.*--force"):
+        open_run(path, names(3) + names(5, shift=20))
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    assert finish(path, names(3), force=True) == 3
+    assert_same(path, make(tmp_path / "whole.h5", names(3)))
+
+
+def test_an_interrupted_run_may_lose_the_ids_that_it_did_not_come_to(path, tmp_path):
+    begin(path, batches=2)
+    with open_run(path, names(8)) as writer:
+        assert (writer.resumed, writer.removed) == (8, names(2, shift=8))
+        writer.finish()
+    assert_same(path, make(tmp_path / "whole.h5", names(8)))
+
+
+def test_rows_of_the_part_are_not_dropped_where_the_finished_file_changes(path):
     make(path, names(10))
-    begin(path, names(6) + names(8, shift=10), batches=1)
+    begin(path, names(20), batches=2)
+    part = part_of(path).read_bytes()
+    with open_run(path) as writer, pytest.raises(UsageError, match=r"run\.h5\.part.*drop finished rows \(6, "):
+        writer.write(slice(4, 8), batch(["new"] * 4))
+    assert part_of(path).read_bytes() == part
+
+
+def test_a_list_that_grows_twice_takes_rows_from_the_finished_file_and_the_part(path, tmp_path):
+    make(path, names(10))
+    begin(path, names(18), batches=1)
     with RunFile(path) as run:
         assert len(run) == 10
     with open_run(path, names(20)) as writer:
-        assert (
-            writer.resumed == 12
-        )  # 6 + one batch of 4 (its first rows were there already), and 4 from the finished file
+        assert writer.resumed == 12  # a batch of 4 whose first two were there already
         fill(writer)
         writer.finish()
     assert_same(path, make(tmp_path / "whole.h5", names(20)))
@@ -251,13 +285,32 @@ def lacks_a_dataset(path):
         del file["label"]
 
 
+def cut_short(path):
+    make(path, names(2))
+    path.write_bytes(path.read_bytes()[:100])
+
+
 def plain_text(path):
     path.write_text("results of last year\n")
 
 
-@pytest.mark.parametrize("spoil", [foreign_hdf5, newer_schema, lacks_a_dataset, plain_text])
+@pytest.mark.parametrize("spoil", [foreign_hdf5, plain_text, Path.mkdir])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_of_others_is_never_replaced(path, spoil, force):
+    for target in (path, part_of(path)):
+        spoil(target)
+        before = None if target.is_dir() else target.read_bytes()
+        with pytest.raises(UsageError, match=f"cannot write {target}") as caught:
+            open_run(path, force=force)
+        assert "--force" not in str(caught.value)
+        assert before is None or target.read_bytes() == before
+        assert leftovers(target) == []
+        target.rmdir() if before is None else target.unlink()
+
+
+@pytest.mark.parametrize("spoil", [newer_schema, lacks_a_dataset, cut_short, Path.touch])
 @pytest.mark.parametrize("suffix", ["", ".part"])
-def test_a_file_that_is_not_a_run_file_is_left_alone_without_force(path, spoil, suffix):
+def test_a_run_file_that_cannot_go_on_is_left_alone_without_force(path, spoil, suffix):
     target = Path(f"{path}{suffix}")
     spoil(target)
     before = target.read_bytes()
@@ -289,6 +342,14 @@ def test_reading_names_what_is_wrong(path, tmp_path):
     foreign_hdf5(path)
     with pytest.raises(UsageError, match="not a run file: its attribute 'schema' is None"):
         RunFile(path)
+    begin(tmp_path / "begun.h5")
+    with pytest.raises(UsageError, match=r"begun\.h5: no such file; .*see .*begun\.h5\.part"):
+        RunFile(tmp_path / "begun.h5")
+    assert is_run_file(tmp_path / "begun.h5")
+    assert is_run_file(tmp_path / "begun.h5.part")
+    assert not any(map(is_run_file, (path, tmp_path, tmp_path / "none.h5", Path())))
+    with pytest.raises(UsageError, match="no such file"):
+        RunFile("")
 
 
 def test_two_writers_of_one_file_exclude_each_other(path):

@@ -1,9 +1,11 @@
 """`--target`: what is written, what it selects in each row, and what is refused by name."""
 
+import re
+
 import pytest
 import torch
 
-from attrcli.errors import UsageError
+from attrcli.errors import AttrcliWarning, UsageError
 from attrcli.score import select
 from attrcli.targets import Wanted, classes_of, parse, resolve
 
@@ -60,6 +62,21 @@ def test_what_cannot_be_read_is_refused(text, labels, message):
     with pytest.raises(UsageError, match=f"--target {text}: {message}") as caught:
         parse(text, labels)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["+1", "01", "1e3", "1.0", "0x1", "1_0", "１", "٣", "²", "9" * 30, "-", "1-", "1–0"])
+def test_only_plain_whole_numbers_are_indices(text):
+    for written in (text, f"{text}-1", f"1-{text}", f"{text}@sum"):
+        with pytest.raises(UsageError, match=f"--target {re.escape(written)}: "):
+            parse(written, LABELS)
+    with pytest.raises(UsageError, match="a position is written i,j,k"):
+        parse(f"0,{text}", LABELS)
+
+
+@pytest.mark.parametrize("text", ["0-0", "cat-cat", "cat-0", "t-t"])
+def test_a_class_less_itself_is_refused(text):
+    with pytest.raises(UsageError, match=f"--target {text}: a class less itself is always zero"):
+        parse(text, LABELS)
 
 
 def test_a_label_that_is_a_number_is_the_label():
@@ -119,7 +136,8 @@ def test_positions_sums_and_masks():
     z[0, 1, 0, 0] = z[1, 1, 1, 1] = z[1, 1, 1, 0] = 100
     where = resolved("dog@mask", z)
     assert select(z, where, "none").tolist() == [100, 200]
-    assert select(z, resolved("cat@mask", z), "none").tolist() == [0, 0]
+    with pytest.warns(AttrcliWarning, match="cat@mask: in 2 of 2 inputs class 0 is the likeliest at no position"):
+        assert select(z, resolved("cat@mask", z), "none").tolist() == [0, 0]
 
 
 def test_a_map_of_one_element_is_a_class_score():

@@ -39,7 +39,8 @@ def inspect(
 def _sizes(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    parts = text.replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    parts = [part.strip() for part in text.replace("x", ",").split(",")]
+    sizes = tuple(int(part) if part.isdecimal() and len(part) < 20 else 0 for part in parts)
+    if 0 in sizes:
         raise UsageError(f"--shape {text}: whole numbers, as in 3,224,224")
-    return tuple(int(part) for part in parts)
+    return sizes

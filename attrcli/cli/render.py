@@ -20,7 +20,7 @@ def render(
     colormap: Annotated[str, typer.Option("--colormap", help="A diverging colour map of matplotlib.")] = "bwr",
     alpha: Annotated[float, typer.Option("--alpha", help="Opacity of the strongest attribution.")] = 0.85,
     percentile: Annotated[float, typer.Option("--percentile", help="Of |attribution|; the end of the scale.")] = 99.0,
-    limit: Annotated[int | None, typer.Option("--limit", help="Rows of a grid (default 12).")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N inputs (a grid: 12).")] = None,
     root: Root = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -29,6 +29,8 @@ def render(
     """Draw run files: one picture per row, or a grid with inputs as rows and run files as columns."""
     from attrcli import overlays
 
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: a whole number of at least 1")
     style = overlays.style(panel=panel, scale=scale, colormap=colormap, alpha=alpha, percentile=percentile)
     if out.suffix.lower() == ".png":
         count, failed = overlays.grid(runs, out, style, root=root, limit=limit, force=force)
@@ -39,7 +41,7 @@ def render(
     if len(runs) > 1:
         raise UsageError("several run files make one picture: give --out FILE.png, or render them one by one")
     with progress(quiet) as report:
-        drawn, failed = overlays.draw(runs[0], out, style, root=root, force=force, progress=report)
+        drawn, failed = overlays.draw(runs[0], out, style, root=root, limit=limit, force=force, progress=report)
     print_facts({"overlays": f"{drawn} in {out}"}, False)
     if failed:
         raise typer.Exit(3)

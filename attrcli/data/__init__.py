@@ -14,7 +14,7 @@ from attrcli.data.labels import UNKNOWN_LABEL, class_labels, labels_csv
 from attrcli.data.listing import collect, guess_kind
 from attrcli.data.reading import Raw, read, sha256_of
 from attrcli.data.records import Collection, Record, escape
-from attrcli.data.tables import header_of
+from attrcli.data.tables import first_header
 
 __all__ = [
     "SUFFIXES",
@@ -26,8 +26,8 @@ __all__ = [
     "collect",
     "decode_image",
     "escape",
+    "first_header",
     "guess_kind",
-    "header_of",
     "labels_csv",
     "read",
     "sha256_of",

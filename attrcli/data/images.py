@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_OF_FRAMES = ("PNG", "GIF", "TIFF", "WEBP")  # not JPEG, where a second picture is a thumbnail or a depth map
 _UPRIGHT = {  # value of the EXIF orientation tag -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,14 +31,39 @@ def decode_image(source: bytes | Path, channels: str) -> npt.NDArray[Any]:
 
     Raises: whatever Pillow raises for a damaged file; ``read`` turns it into an InputError.
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
+    return decode_and_note(source if isinstance(source, bytes) else source.read_bytes(), channels)[0]
+
+
+def decode_and_note(data: bytes, channels: str) -> tuple[npt.NDArray[Any], str]:
+    """As ``decode_image``; also what of the file the pixels leave out, '' for nothing."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
+        note = _left_out(image, data)
         try:
             turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
         except Exception:  # damaged EXIF data says nothing about the orientation
             turn = None
-        return to_channels(image if turn is None else image.transpose(turn), channels)
+        return to_channels(image if turn is None else image.transpose(turn), channels), note
+
+
+def _left_out(image: Image.Image, data: bytes) -> str:
+    found = []
+    if image.format in _OF_FRAMES and _has_frames(data):
+        found.append("only the first of its frames is read")
+    if image.has_transparency_data:
+        alpha = image.convert("LA" if image.mode in ("LA", "La") else "RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            found.append("its transparency is dropped: a transparent pixel counts with the colour stored for it")
+    return "; ".join(found)
+
+
+def _has_frames(data: bytes) -> bool:
+    """Whether an image is one of several; asked of another object, since counting frames moves on to the last."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_OF_FRAMES) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # damaged behind the first frame, which is all that is read
+        return False
 
 
 def to_channels(image: Image.Image, channels: str) -> npt.NDArray[Any]:

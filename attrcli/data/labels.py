@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from attrcli.data.records import Collection
-from attrcli.data.tables import table_of
-from attrcli.errors import AttrcliWarning, UsageError
+from attrcli.data.containers import SUFFIXES
+from attrcli.data.records import Collection, Record
+from attrcli.data.tables import scanned
+from attrcli.errors import AttrcliWarning, InputError, UsageError
 
 UNKNOWN_LABEL = 65535
 
@@ -21,10 +22,19 @@ UNKNOWN_LABEL = 65535
 def class_labels(collection: Collection, labels: Sequence[str] | None) -> npt.NDArray[np.uint16]:
     """The index of each record's label, (N,); UNKNOWN_LABEL where it has none or it matches no name.
 
-    A label is a name, exactly or apart from case and punctuation ('T-shirt_top' is 'T-shirt/top'), or the index.
+    A label is a name, exactly or apart from case and punctuation ('T-shirt_top' is 'T-shirt/top'), or the index. Files
+    that lie in the root itself take its name, unless that is a number: a class folder may be given alone.
     """
-    match = _matcher(labels)
-    return np.array([match(record.label) for record in collection.records], dtype=np.uint16)
+    match, root = _matcher(labels), collection.root.name
+    of_root = match(root) if not root.isdecimal() else UNKNOWN_LABEL
+    return np.array(
+        [of_root if _lies_in_root(record) else match(record.label) for record in collection.records], dtype=np.uint16
+    )
+
+
+def _lies_in_root(record: Record) -> bool:
+    """Whether a file has no folder of its own below the root, and no column that would say its label."""
+    return not record.label and record.path.suffix.lower() in (*SUFFIXES["image"], *SUFFIXES["array"])
 
 
 def labels_csv(path: Path, collection: Collection, labels: Sequence[str] | None) -> npt.NDArray[np.uint16]:
@@ -34,25 +44,31 @@ def labels_csv(path: Path, collection: Collection, labels: Sequence[str] | None)
 
     Raises: UsageError for a file without these columns, labels that match nothing, and a list that names no record.
     """
-    table = table_of(os.fspath(path), ()) if path.is_file() else None
-    if table is None or table.ids is None or table.labels is None:
-        raise UsageError(f"{str(path)!r}: accepted for labels: a CSV file with the columns 'id' and 'label'")
+    accepted = "accepted: a CSV file with the columns 'id' and 'label'"
+    if not path.is_file():
+        raise UsageError(f"--labels {path}: no such file; {accepted}")
+    try:
+        table = scanned(os.fspath(path))
+    except (InputError, OSError) as error:
+        raise UsageError(f"--labels {path}: {error}; {accepted}") from error
+    if table.ids is None or table.labels is None:
+        raise UsageError(f"--labels {path}: its columns are {', '.join(table.header)}; {accepted}")
     match = _matcher(labels)
     wrong = sorted({label for label in table.labels if match(label) == UNKNOWN_LABEL})
     if wrong:
-        accepted = f"the names {', '.join(labels[:10])}{', ...' if labels[10:] else ''}, or" if labels else ""
-        raise UsageError(f"{str(path)!r}: labels {wrong[:10]} match nothing; accepted: {accepted} an index")
+        known = f"the names {', '.join(labels[:10])}{', ...' if labels[10:] else ''}, or " if labels else ""
+        raise UsageError(f"--labels {path}: the labels {wrong[:10]} match nothing; accepted: {known}an index")
     given = dict(zip(table.ids, (match(label) for label in table.labels), strict=True))
     names = [PurePosixPath(record.id).name for record in collection.records]
     keys = [record.id if record.id in given else name for record, name in zip(collection.records, names, strict=True)]
     shared = sorted(key for key, count in Counter(keys).items() if key in given and count > 1)
     if shared:
         raise UsageError(
-            f"{str(path)!r}: {shared[0]!r} is the name of several inputs; write the ids with their folders"
+            f"--labels {path}: {shared[0]!r} is the name of several inputs; write the ids with their folders"
         )
     if not any(key in given for key in keys):
         raise UsageError(
-            f"{str(path)!r}: no id is that of an input; an input's id is like {collection.records[0].id!r}"
+            f"--labels {path}: no id is that of an input; an input's id is like {collection.records[0].id!r}"
         )
     return np.array([given.get(key, UNKNOWN_LABEL) for key in keys], dtype=np.uint16)
 

@@ -62,18 +62,28 @@ def collect(
 
 
 def guess_kind(inputs: Sequence[str]) -> str:
-    """The kind of inputs whose model has no sidecar: 'array' or 'table' where the suffixes say so, else 'image'."""
-    for argument in inputs:
-        names = _listed(argument[1:]) if argument.startswith("@") else [argument]
-        if os.path.isdir(argument):
-            names = [name for _, _, files in os.walk(argument) for name in files if not name.startswith(".")]
-        suffixes = {os.path.splitext(name)[1].lower() for name in names}
-        if suffixes & set(SUFFIXES["image"]):
-            return "image"
-        for kind, of_kind in (("table", (".csv",)), ("array", SUFFIXES["array"])):
-            if suffixes & set(of_kind):
-                return kind
-    return "image"
+    """The kind of inputs whose model has no sidecar: 'array' or 'table' where the suffixes say so, else 'image'.
+
+    Raises: UsageError for tables beside arrays.
+    """
+    found = {os.path.splitext(name)[1].lower(): name for argument in inputs for name in _mentioned(argument)}
+    of_kind = {"image": SUFFIXES["image"], "array": SUFFIXES["array"], "table": (".csv",)}
+    names = {kind: found[suffix] for kind, suffixes in of_kind.items() for suffix in suffixes if suffix in found}
+    if "image" not in names and len(names) > 1:
+        raise UsageError(
+            f"the inputs are arrays, such as {names['array']!r}, and tables, such as {names['table']!r}: give those of "
+            "one kind, for example as 'FOLDER/*.npy', or write kind = \"array\" under [input] of a sidecar"
+        )
+    return "image" if "image" in names or not names else next(iter(names))
+
+
+def _mentioned(argument: str) -> list[str]:
+    """The names that an argument stands for, as far as they tell a kind."""
+    if argument.startswith("@"):
+        return _listed(argument[1:])
+    if os.path.isdir(argument):
+        return [name for _, _, files in os.walk(argument) for name in files if not name.startswith(".")]
+    return [argument] if os.path.lexists(argument) else glob.glob(argument, recursive=True) or [argument]
 
 
 def _place(record: Record) -> tuple[str, str, int]:

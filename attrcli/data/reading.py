@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from attrcli.data.containers import SUFFIXES, container_of, values_of
-from attrcli.data.images import FORMATS, decode_image, pixels
+from attrcli.data.images import FORMATS, decode_and_note, pixels
 from attrcli.data.records import Record
 from attrcli.data.tables import row_values
 from attrcli.errors import InputError, UsageError
@@ -22,12 +22,14 @@ from attrcli.errors import InputError, UsageError
 class Raw:
     """The numbers of one record; ``size`` is an image's (width, height) after EXIF rotation, else None.
 
+    ``note`` says what of an image file the numbers leave out, '' for nothing.
     The hash covers an image file's bytes, a table row's line and the header, or an array's dtype, shape and bytes.
     """
 
     values: npt.NDArray[Any]
     sha256: str
     size: tuple[int, int] | None
+    note: str = ""
 
 
 def read(record: Record, kind: str, *, channels: str = "RGB", columns: Sequence[str] | None = None) -> Raw:
@@ -45,8 +47,8 @@ def read(record: Record, kind: str, *, channels: str = "RGB", columns: Sequence[
         container = container_of(path, kind)
         if container == "image" and kind == "image":
             data = record.path.read_bytes()
-            values = decode_image(data, channels)
-            return Raw(values, hashlib.sha256(data).hexdigest(), (values.shape[1], values.shape[0]))
+            values, note = decode_and_note(data, channels)
+            return Raw(values, hashlib.sha256(data).hexdigest(), (values.shape[1], values.shape[0]), note)
         if container == "csv":
             values, digest = row_values(path, record.row, columns)
             return Raw(_finite(values), digest, None)

@@ -4,7 +4,8 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from attrcli.data.containers import container_of, stamp_of
 from attrcli.data.records import Record
-from attrcli.errors import UsageError
+from attrcli.errors import InputError, UsageError
 
 
 class Table(NamedTuple):
@@ -50,18 +51,32 @@ def _scanned(path: str, stamp: tuple[int, int]) -> Table:
                     cells.append([row[at].strip() if at is not None and at < len(row) else "" for at in wanted])
                 start = place
         except csv.Error as error:
-            raise UsageError(f"{path!r}: line {reader.line_num} is not CSV: {error}") from error
+            raise InputError(f"line {reader.line_num} is not CSV: {error}") from error
         file.seek(0)
         header_bytes = file.read(spans[0][0] if spans else -1)
     ids, labels = ([cell[i] for cell in cells] if wanted[i] is not None else None for i in (0, 1))
     return Table(header, header_bytes, spans, ids, labels)
 
 
-def table_of(path: str, columns: Sequence[str] | None) -> Table:
-    """The scanned table, its header checked; an ``id`` or ``label`` column that is a feature is only that."""
+def scanned(path: str) -> Table:
+    """What is known of a table. Raises InputError for a damaged or empty file."""
     table = _scanned(path, stamp_of(path))
     if not table.header:
-        raise UsageError(f"{path!r}: no header row; the first line must name the columns")
+        raise InputError("no header row; the first line must name the columns")
+    return table
+
+
+def table_of(path: str, columns: Sequence[str] | None) -> Table:
+    """The scanned table, its header checked; an ``id`` or ``label`` column that is a feature is only that.
+
+    Raises: InputError for a damaged file, UsageError for one without the columns or without a header.
+    """
+    table = scanned(path)
+    if not columns and all(_is_number(name) for name in table.header):
+        raise UsageError(
+            f"{path!r}: its first line is numbers ({', '.join(table.header[:5])}), where the names of the columns are "
+            "due; add them as a first line. If these are the names, list them in a sidecar: [input] columns = [...]"
+        )
     for name in _features(table, columns):
         if (count := table.header.count(name)) != 1:
             problem = "has no column" if count == 0 else f"has {count} columns"
@@ -70,12 +85,21 @@ def table_of(path: str, columns: Sequence[str] | None) -> Table:
     return table._replace(ids=None if "id" in used else table.ids, labels=None if "label" in used else table.labels)
 
 
-def header_of(record: Record) -> tuple[str, ...] | None:
-    """The feature columns of the CSV table that holds a record; None where it lies in no readable table."""
-    path = os.fspath(record.path)
-    if not os.path.isfile(path) or container_of(path, "table") != "csv":
-        return None
-    return tuple(_features(table_of(path, None), None))
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def first_header(records: Iterable[Record]) -> tuple[str, tuple[str, ...]] | None:
+    """Path and feature columns of the first CSV table among the files of some records that can be read."""
+    for path in dict.fromkeys(os.fspath(record.path) for record in records):
+        if os.path.isfile(path) and container_of(path, "table") == "csv":
+            with suppress(InputError, OSError):  # read() says why, for this input alone
+                return path, tuple(_features(table_of(path, None), None))
+    return None
 
 
 def _features(table: Table, columns: Sequence[str] | None) -> list[str]:

@@ -18,7 +18,7 @@ from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError
 from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes
-from attrcli.formats.spec import Sample, TensorSpec
+from attrcli.formats.spec import ADVICE, Sample, TensorSpec, named
 from attrcli.graph.build import Builder
 
 _MAJOR = 8
@@ -65,7 +65,10 @@ class Pt2:
             if not _TARGET.fullmatch(node["target"]):
                 raise ModelError(f"refused: the call target {node['target'][:80]!r} is no operator")
         self._sources = [_source(spec) for spec in signature["input_specs"]]
-        self._results = _results(signature["output_specs"])
+        self._results = _results(signature["output_specs"], module)
+        self._written = [
+            s["buffer_mutation"]["buffer_name"] for s in signature["output_specs"] if "buffer_mutation" in s
+        ]
         self.inputs = tuple(_spec(self._graph, name, name) for name, kind, _ in self._sources if kind == "user_input")
         self.outputs: tuple[TensorSpec, ...] | None = tuple(
             _spec(self._graph, name, shown) for shown, name in self._results.items()
@@ -78,7 +81,7 @@ class Pt2:
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Feed the exported graph to the builder. Raises UnsupportedOp, ModelError."""
         try:
-            return self._fed(Feed(Builder(dtype)), samples, batches)
+            return self._fed(Feed(Builder(dtype, ADVICE)), samples, batches)
         except AttrcliError:
             raise
         except Exception as error:
@@ -88,11 +91,14 @@ class Pt2:
     def _fed(self, feed: Feed, samples: Mapping[str, Sample], batches: Sequence[int]) -> fx.GraphModule:
         for name, kind, held in self._sources:
             if kind in _STORED:
-                feed.env[name] = feed.b.tensor(self._tensors[held], held, parameter=kind == "parameter")
+                feed.env[name] = feed.b.tensor(
+                    self._tensors[held], held, parameter=kind == "parameter", state=kind != "tensor_constant"
+                )
             elif kind == "user_input":
                 sample = samples[name]
                 shapes = [(batch, *sample.shape) for batch in batches]
                 feed.env[name] = feed.b.placeholder(name, shapes, sample.dtype)
+        feed.b.written.update(dict.fromkeys(self._written, ""))
         return feed.run(self._graph, self._results)
 
     def operations(self) -> dict[str, int]:
@@ -198,11 +204,33 @@ def _source(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     return fields["arg"]["as_tensor"]["name"], kind, ""
 
 
-def _results(specs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _results(specs: Sequence[Mapping[str, Any]], module: Mapping[str, Any]) -> dict[str, str]:
     """The outputs that are tensors: name for the user -> name in the graph."""
     arguments = [spec["user_output"]["arg"] for spec in specs if "user_output" in spec]
-    names = [argument["as_tensor"]["name"] for argument in arguments if "as_tensor" in argument]
-    return {"output": names[0]} if len(names) == 1 else {f"output_{index}": name for index, name in enumerate(names)}
+    leaves = [argument["as_tensor"]["name"] if "as_tensor" in argument else None for argument in arguments]
+    return {shown: name for shown, name in named("output", _structured(leaves, module)).items() if name is not None}
+
+
+def _structured(leaves: Sequence[Any], module: Mapping[str, Any]) -> Any:
+    """The outputs as the model returned them, in dictionaries and tuples, as far as the file tells."""
+    rest = iter(leaves)
+
+    def filled(spec: Mapping[str, Any]) -> Any:
+        if spec["type"] is None:
+            return next(rest)
+        children = [filled(child) for child in spec["children_spec"]]
+        if spec["type"] in ("builtins.dict", "collections.OrderedDict"):
+            return dict(zip(json.loads(spec["context"]), children, strict=True))
+        return children
+
+    try:
+        _, spec = json.loads(module["module_call_graph"][0]["signature"]["out_spec"])
+        result = filled(spec)
+        if not list(rest):
+            return result
+    except (ValueError, TypeError, KeyError, IndexError, StopIteration):
+        pass
+    return leaves[0] if len(leaves) == 1 else list(leaves)
 
 
 def _spec(graph: Mapping[str, Any], name: str, shown: str) -> TensorSpec:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
+from attrcli.errors import AttrcliError, ModelError
 from attrcli.graph import ops
 from attrcli.graph.build import Builder, Value, is_tensor
 
@@ -119,7 +119,7 @@ class Feed:
             return function(self.b, *given.values())
         op = _operator(target)
         if op is None:
-            raise UnsupportedOp(f"op {target.removeprefix('torch.ops.')} ({self.b.where})")
+            self.b.unsupported(f"op {target.removeprefix('torch.ops.')}")
         arguments = op._schema.arguments
         last = max((i for i, a in enumerate(arguments) if a.name in given and not a.kwarg_only), default=-1)
         positional = [given.get(a.name, a.default_value) for a in arguments[: last + 1]]
@@ -143,7 +143,7 @@ class Feed:
         if kind in _ARGUMENTS:
             return _ARGUMENTS[kind](self.env, value)
         if kind == "as_graph":
-            self.b.refuse("a nested graph: control flow that depends on the input's data")
+            self.b.unsupported("a nested graph, control flow that depends on the input's data,")
         return self.b.refuse(f"an argument of kind {kind}")
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
 from attrcli.errors import ModelError
+
+ADVICE = "exporting the model to ONNX may help"
+"""What to try with a file of torch that holds an op that the graph cannot."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ def describe(specs: tuple[TensorSpec, ...]) -> str:
         return f"{spec.name} {shape} {str(spec.dtype).removeprefix('torch.')}"
 
     return ", ".join(one(spec) for spec in specs)
+
+
+def named(name: str, result: Any) -> dict[str, Any]:
+    """What stands in containers, under the keys of the outermost dictionary and then the positions within."""
+    if isinstance(result, dict):
+        items = [(str(key) if name == "output" else f"{name}_{key}", item) for key, item in result.items()]
+    elif isinstance(result, (list, tuple)):
+        items = [(f"{name}_{index}", item) for index, item in enumerate(result)]
+    else:
+        return {name: result}
+    return {inner: value for key, item in items for inner, value in named(key, item).items()}
 
 
 def require_shape(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> None:

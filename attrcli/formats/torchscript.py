@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError
-from attrcli.formats.spec import Sample, TensorSpec
+from attrcli.formats.spec import ADVICE, Sample, TensorSpec
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
 from attrcli.graph.build import Builder
 
@@ -87,7 +87,7 @@ class TorchScript:
     @_quiet
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Walk `forward` for inputs of these sample shapes. Raises UnsupportedOp, ModelError."""
-        return Walk(self.module, Builder(dtype)).run(self.arguments, samples, batches)
+        return Walk(self.module, Builder(dtype, ADVICE)).run(self.arguments, samples, batches)
 
     @_quiet
     def operations(self) -> dict[str, int]:

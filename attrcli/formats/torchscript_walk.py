@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from attrcli.errors import AttrcliError, ModelError
-from attrcli.formats.spec import Sample
+from attrcli.formats.spec import Sample, named
 from attrcli.formats.torchscript_numbers import CONTAINERS, NUMBERS, READS, TENSOR_FACTS
 from attrcli.graph.build import Builder, Value, is_tensor, leaves
+from attrcli.graph.value import tree_map
 
 aten = torch.ops.aten
 
@@ -40,6 +41,16 @@ class Argument:
     default: Any = None
 
 
+@dataclass(eq=False)
+class _Object:
+    """An instance of a class of the file; `Walk.set` holds its attributes."""
+
+    kind: str
+
+
+_NO_GRAD = "__torch__.torch.autograd.grad_mode.no_grad"
+
+
 class Walk:
     """One walk over `inlined_graph`: an environment from debug names to Python values, Values and containers."""
 
@@ -48,6 +59,9 @@ class Walk:
         self.module = module
         self.names: dict[int, str] = {}
         self.steps = 0
+        self.unwatched = 0
+        self.read: set[tuple[int, str]] = set()
+        self.set: dict[tuple[int, str], Any] = {}
         parameters = list(module.named_parameters())
         self.parameters = {id(tensor): name for name, tensor in parameters}
         self.kept: list[Any] = [parameters]
@@ -93,7 +107,7 @@ class Walk:
         if kind in _STRUCTURE:
             return _STRUCTURE[kind](self, node, args, env)
         if not kind.startswith("aten::"):
-            self.b.refuse(_REFUSED.get(kind, kind))
+            self.b.unsupported(_UNSUPPORTED.get(kind, f"op {kind.replace('::', '.')}"))
         name = kind.removeprefix("aten::")
         if name in CONTAINERS and args and isinstance(args[0], (list, tuple, dict, str)):
             return CONTAINERS[name](self.b, *args)
@@ -108,7 +122,9 @@ class Walk:
         schema = torch._C.parse_schema(node.schema()) if node.schema() != "(no schema)" else None
         op = getattr(getattr(aten, name, None), (schema.overload_name or "default") if schema else "", None)
         if schema is None or op is None:
-            self.b.refuse(f"op aten.{name}")
+            self.b.unsupported(f"op aten.{name}")
+        if self.unwatched and op._schema.is_mutable:
+            self.b.unsupported(f"op aten.{name} under torch.no_grad()")
         positional, keyword = [], {}
         for argument, value in zip(schema.arguments, args, strict=True):
             value = self.convert(argument, value)
@@ -116,7 +132,12 @@ class Walk:
                 keyword[argument.name] = value
             else:
                 positional.append(value)
-        return self.b.call(op, *positional, **keyword)
+        result = self.b.call(op, *positional, **keyword)
+        return tree_map(self.unfollowed, result) if self.unwatched else result
+
+    def unfollowed(self, value: Value) -> Any:
+        """A tensor that was made under `torch.no_grad()`: no gradient goes through it."""
+        return self.b.call(aten.detach.default, value) if value.is_tensor else value
 
     def convert(self, argument: Any, value: Any) -> Any:
         """A TorchScript value as the schema's argument type wants it."""
@@ -133,28 +154,36 @@ class Walk:
             return [self.b.item(item) if is_tensor(item) else item for item in value]
         return value
 
-    def lift(self, value: Any, name: str) -> Any:
+    def lift(self, value: Any, name: str, *, state: bool = False) -> Any:
         """An attribute or constant of the file: tensors become stored tensors, containers are entered."""
         if isinstance(value, torch.Tensor):
             known = self.parameters.get(id(value))
-            return self.b.tensor(value, known or name, parameter=known is not None)
+            return self.b.tensor(value, known or name, parameter=known is not None, state=state)
         if isinstance(value, (list, tuple)):
-            return type(value)(self.lift(item, f"{name}.{index}") for index, item in enumerate(value))
+            return type(value)(self.lift(item, f"{name}.{index}", state=state) for index, item in enumerate(value))
         if isinstance(value, dict):
-            return {key: self.lift(item, f"{name}.{key}") for key, item in value.items()}
+            return {key: self.lift(item, f"{name}.{key}", state=state) for key, item in value.items()}
         return value
 
     def attribute(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """GetAttr: a submodule, a tensor under its name in the file, or any other attribute."""
         owner, attribute = args[0], node.s("name")
+        key = (id(owner), attribute)
+        if key in self.set:
+            return self.set[key]
+        self.read.add(key)
         value = getattr(owner, attribute)
-        prefix = self.names.get(id(owner), "")
-        name = f"{prefix}.{attribute}" if prefix else attribute
+        name = self.name(owner, attribute)
         if isinstance(value, (torch.Tensor, list, tuple, dict)):
-            return self.lift(value, name)
+            return self.lift(value, name, state=True)
         self.kept.append(value)
         self.names[id(value)] = name
         return value
+
+    def name(self, owner: Any, attribute: str) -> str:
+        """The name of an attribute, from the model down."""
+        prefix = self.names.get(id(owner), "")
+        return f"{prefix}.{attribute}" if prefix else attribute
 
     def constant(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """A constant, or None."""
@@ -163,7 +192,7 @@ class Walk:
     def branch(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """The branch of an If whose condition is known."""
         if isinstance(args[0], Value):
-            self.b.refuse("an `if` that depends on the input's data or on the batch size")
+            self.b.refuse("an `if` that depends on the input's data or on the batch size is not supported")
         taken = list(node.blocks())[0 if args[0] else 1]
         self.block(taken, env)
         results = [env[value.debugName()] for value in taken.outputs()]
@@ -176,23 +205,48 @@ class Walk:
         outputs = [value.debugName() for value in body.outputs()]
         limit, condition, *carried = args
         if isinstance(limit, Value):
-            self.b.refuse("a loop whose number of rounds depends on the batch size")
+            self.b.refuse("a loop whose number of rounds depends on the batch size is not supported")
         count = 0
         while count < limit and condition:
             env.update(zip(inputs, (count, *carried), strict=True))
             self.block(body, env)
             condition, *carried = (env[name] for name in outputs)
             if isinstance(condition, Value):
-                self.b.refuse("a loop whose condition depends on the input's data or on the batch size")
+                self.b.refuse("a loop whose end depends on the input's data or on the batch size is not supported")
             count += 1
         return carried[0] if len(carried) == 1 else carried
 
-    def changed(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
-        """SetAttr: refused, since what a call computes would depend on the calls before it."""
-        prefix = self.names.get(id(args[0]), "")
-        self.b.refuse(
-            f"prim::SetAttr: the model changes its own state, '{f'{prefix}.' if prefix else ''}{node.s('name')}'"
-        )
+    def fork(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """What runs beside the rest, here in its place."""
+        graph = node.g("Subgraph")
+        inner = dict(zip((value.debugName() for value in graph.inputs()), args, strict=True))
+        self.block(graph, inner)
+        results = [inner[value.debugName()] for value in graph.outputs()]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def changed(self, node: Any, args: list[Any], env: dict[str, Any]) -> None:
+        """SetAttr: refused where what a call computes depends on the calls before it."""
+        key = (id(args[0]), node.s("name"))
+        if key in self.read or not isinstance(args[0], (_Object, nn.Module)):
+            name = self.name(args[0], node.s("name"))
+            self.b.refuse(f"prim.SetAttr: the model changes its own state: it reads '{name}', and sets it")
+        self.set[key] = args[1]
+
+    def create(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
+        """CreateObject: its attributes are set before they are read."""
+        made = _Object(node.output().type().str())
+        self.kept.append(made)
+        return made
+
+    def enter(self, node: Any, args: list[Any], env: dict[str, Any]) -> None:
+        """Enter: the only context that means something here is `torch.no_grad()`."""
+        if not isinstance(args[0], _Object) or args[0].kind != _NO_GRAD:
+            self.b.unsupported("prim.Enter: a `with` statement")
+        self.unwatched += 1
+
+    def leave(self, node: Any, args: list[Any], env: dict[str, Any]) -> None:
+        """Exit: gradients are followed again."""
+        self.unwatched -= 1
 
     def raised(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """An exception of the model itself, reached with these shapes."""
@@ -234,15 +288,9 @@ def _is_arithmetic(node: Any, name: str, args: list[Any]) -> bool:
 
 
 def _outputs(results: list[Any]) -> dict[str, Value]:
-    """Name the outputs: 'output', or by position or key when there are several."""
-    result = results[0] if len(results) == 1 else tuple(results)
-    if isinstance(result, dict):
-        named = {str(key): value for key, value in result.items()}
-    elif isinstance(result, (list, tuple)):
-        named = {f"output_{index}": value for index, value in enumerate(result)}
-    else:
-        named = {"output": result}
-    tensors = {name: value for name, value in named.items() if is_tensor(value)}
+    """Name the tensors that are returned: 'output', or by their keys and positions when there are several."""
+    found = named("output", results[0] if len(results) == 1 else tuple(results))
+    tensors = {name: value for name, value in found.items() if is_tensor(value)}
     if not tensors:
         raise ModelError("the model returns no tensor")
     return tensors
@@ -266,16 +314,21 @@ def _unpack(walk: Walk, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
     return list(args[0]) if node.outputsSize() != 1 else args[0][0]
 
 
-_REFUSED = {
-    "prim::CallFunction": "prim::CallFunction: a function that is called by reference",
-    "prim::CreateObject": "prim::CreateObject: an object of a class",
-    "prim::PythonOp": "prim::PythonOp: a Python function, which the file does not hold",
+_UNSUPPORTED = {
+    "prim::CallFunction": "prim.CallFunction, a function that is called by reference,",
+    "prim::CallMethod": "prim.CallMethod, a method of a class that is not known before the call,",
+    "prim::PythonOp": "prim.PythonOp, a Python function, which the file does not hold,",
 }
 
 _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     "prim::Constant": Walk.constant,
     "prim::GetAttr": Walk.attribute,
     "prim::SetAttr": Walk.changed,
+    "prim::CreateObject": Walk.create,
+    "prim::fork": Walk.fork,
+    "aten::wait": _first,
+    "prim::Enter": Walk.enter,
+    "prim::Exit": Walk.leave,
     "prim::If": Walk.branch,
     "prim::Loop": Walk.loop,
     "prim::RaiseException": Walk.raised,

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from attrcli.errors import UnsupportedOp
 from attrcli.graph import inplace, ops
-from attrcli.graph.canonical import REWRITES
+from attrcli.graph.canonical import REWRITES, canonical_name
 from attrcli.graph.check import check
 from attrcli.graph.value import Value, View, extrapolated, is_tensor, leaves, probe, same, tree_map, tried
 
@@ -41,15 +41,18 @@ class Builder:
 
     `dtype` is the floating type of the whole graph: every floating constant, and every cast to a floating type, takes
     it. `where` is set by the front end to the place in the file that is being read; nodes and errors carry it.
+    `advice` is what a user may try whose file holds an op that the graph cannot.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, advice: str = "") -> None:
         self.dtype = dtype
+        self.advice = advice
         self.where = ""
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.inputs: list[str] = []
         self.batches: tuple[int, ...] = FREE
+        self.written: dict[str, str] = {}
         self._stored: dict[int, tuple[torch.Tensor, Value]] = {}
         self._meta: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._paths: set[str] = set()
@@ -70,8 +73,11 @@ class Builder:
         node.meta["shapes"] = (tuple(first.shape), tuple(second.shape))
         return Value((first, second), node, data=True)
 
-    def tensor(self, tensor: torch.Tensor, name: str, *, parameter: bool = False) -> Value:
-        """Add a tensor stored in the file; the same tensor object (a tied weight) is stored once."""
+    def tensor(self, tensor: torch.Tensor, name: str, *, parameter: bool = False, state: bool = False) -> Value:
+        """Add a tensor stored in the file; the same tensor object (a tied weight) is stored once.
+
+        One that is `state` the model may write to only where its output does not depend on what was there before.
+        """
         if id(tensor) not in self._stored:
             held = tensor.detach()
             if held.is_floating_point() and held.dtype != self.dtype:
@@ -87,7 +93,8 @@ class Builder:
             with self.graph.inserting_before(first):
                 node = self.graph.get_attr(path)
             node.meta["origin"] = name
-            self._stored[id(tensor)] = (tensor, Value((held, held), node, data=False, stored=True))
+            value = Value((held, held), node, data=False, stored=True, state=name if state else "")
+            self._stored[id(tensor)] = (tensor, value)
         return self._stored[id(tensor)][1]
 
     def literal(self, number: Any, dtype: torch.dtype | None = None) -> Value:
@@ -103,7 +110,8 @@ class Builder:
     def number(self, function: Callable[..., Any], *args: Any) -> Any:
         """Apply a Python function to numbers, some of which may depend on the batch.
 
-        Refused: a result that depends on the batch though both probes give the same, or that no node can compute.
+        Refused: a result that no node can compute. One that depends on the batch though both probes give the same is a
+        doubt: it may be compared with a number, where all batch sizes may agree again, and is refused elsewhere.
         """
         values, name = leaves(args), getattr(function, "__name__", str(function))
         if any(value.is_tensor for value in values):
@@ -111,11 +119,15 @@ class Builder:
         first, second = (function(*probe(args, index)) for index in (0, 1))
         if not values:
             return first
-        trials = tried(function, args)
-        if same(first, second) and trials is not None and all(same(first, trial) for trial in trials):
+        trials, alike = tried(function, args), same(first, second)
+        if alike and trials is not None and all(same(first, trial) for trial in trials):
             return first
-        if same(first, second) or function not in ops.PYTHON:
-            self.refuse(f"{name} of a number that depends on the batch size")
+        what = f"{name} of a number that depends on the batch size"
+        if function not in ops.PYTHON or (alike and trials is None):
+            self.refuse(what)
+        if alike:
+            doubt = next((value.doubt for value in values if value.doubt), self._placed(what))
+            return Value((first, second), values[0].node, data=False, trials=trials, doubt=doubt)
         return Value((first, second), self.add(function, tree_map(self.node, args)), data=False, trials=trials)
 
     def size(self, value: Value, dim: int) -> Any:
@@ -135,7 +147,7 @@ class Builder:
         if not value.is_tensor:
             return value
         if value.data or value.root.data or any(tensor.is_meta for tensor in value.probes):
-            self.refuse("a Python number read from the input's data")
+            self.refuse("a Python number read from the input's data is not supported")
         first, second = (tensor.item() for tensor in value.probes)
         if not same(first, second):
             self.refuse("a number that depends on the batch size, read from a tensor")
@@ -151,7 +163,7 @@ class Builder:
             dtype = dtype or torch.tensor(value.probes[0]).dtype
             dtype = self.dtype if dtype.is_floating_point else dtype
             first, second = (torch.tensor(number, dtype=dtype) for number in value.probes)
-            node = self.add(aten.scalar_tensor.default, (value.node,), {"dtype": dtype})
+            node = self.add(aten.scalar_tensor.default, (self.node(value),), {"dtype": dtype})
             return Value((first, second), node, data=False)
         return self.call(aten.stack.default, [self.as_tensor(item, dtype) for item in value])  # type: ignore[no-any-return]
 
@@ -173,7 +185,7 @@ class Builder:
         """Add one call of a functional ATen overload as it stands; only rewrites use it directly."""
         schema = op._schema
         if op not in ops.TABLE:
-            self.refuse(f"op {schema.name.replace('::', '.')}.{schema.overload_name or 'default'}")
+            self.unsupported(f"op {schema.name.replace('::', '.')}.{schema.overload_name or 'default'}")
         args, kwargs = self._canonical_arguments(op, args, kwargs)
         nodes = tree_map(self.node, args), tree_map(self.node, kwargs)  # views are replayed before they are looked at
         probes = self._run(op, args, kwargs)
@@ -196,6 +208,8 @@ class Builder:
 
     def node(self, value: Value) -> fx.Node:
         """Return the node that holds the value now; a view whose base was written to since is made again."""
+        if value.doubt:
+            raise UnsupportedOp(value.doubt)
         view, root = value.view, value.root
         if view is not None and value.version != root.version:
             self.node(view.parent)
@@ -213,9 +227,16 @@ class Builder:
         return node
 
     def finish(self, outputs: Mapping[str, Value]) -> fx.GraphModule:
-        """Close the graph: a tuple of the named outputs. Raises ModelError when it is not canonical."""
+        """Close the graph: a tuple of the named outputs.
+
+        Raises ModelError when it is not canonical, UnsupportedOp when it depends on state that the model changes.
+        """
         self.graph.output(tuple(self.node(value) for value in outputs.values()))
         self.graph.eliminate_dead_code()
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.meta["origin"] in self.written:
+                self.where = self.written[node.meta["origin"]]
+                self.refuse(f"the model changes its own state: it writes to '{node.meta['origin']}', and reads it")
         module = fx.GraphModule(self.root, self.graph)
         module.meta["inputs"], module.meta["outputs"] = tuple(self.inputs), tuple(outputs)
         module.meta["output_shapes"] = {
@@ -227,7 +248,14 @@ class Builder:
 
     def refuse(self, what: str) -> NoReturn:
         """Raise UnsupportedOp, naming the place in the file."""
-        raise UnsupportedOp(f"{what}{f' ({self.where})' if self.where else ''}")
+        raise UnsupportedOp(self._placed(what))
+
+    def unsupported(self, what: str) -> NoReturn:
+        """Raise UnsupportedOp for an op that the graph cannot hold, with the front end's advice."""
+        raise UnsupportedOp(self._placed(f"{what} is not supported") + (f"; {self.advice}" if self.advice else ""))
+
+    def _placed(self, what: str) -> str:
+        return f"{what} ({self.where})" if self.where else what
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -292,8 +320,13 @@ class Builder:
 
             return op(*tree_map(concrete, args), **tree_map(concrete, kwargs))
 
-        with torch.no_grad():
-            return at(0), at(1)
+        try:
+            with torch.no_grad():
+                return at(0), at(1)
+        except NotImplementedError:
+            if not meta:
+                raise
+            return self.unsupported(f"op {canonical_name(op)}, whose result's shape depends on the input's data,")
 
     def _on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta:

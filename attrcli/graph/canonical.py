@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attrcli.graph import inplace, layers
+from attrcli.graph.aliases import COMPOSITIONS
+from attrcli.graph.fused import FUSED
+from attrcli.graph.value import probe
 
 if TYPE_CHECKING:
     from attrcli.graph.build import Builder
@@ -58,6 +61,19 @@ def _contiguous(b: "Builder", x: Any, *, memory_format: Any = None) -> Any:
 
 def _reshape(b: "Builder", x: Any, sizes: Any, *_: Any) -> Any:
     return b.call(aten.reshape.default, x, sizes)
+
+
+def _as_strided(b: "Builder", x: Any, sizes: Any, strides: Any, offset: Any = None) -> Any:
+    """Only where each element stays what it is: the memory of a tensor is no part of the graph."""
+    for index in (0, 1):
+        held = x.probes[index]
+        wanted = probe(sizes, index), probe(strides, index)
+        kept = tuple(wanted[0]) == tuple(held.shape) and offset in (None, held.storage_offset())
+        if not kept or any(
+            size > 1 and mine != theirs for size, mine, theirs in zip(*wanted, held.stride(), strict=True)
+        ):
+            b.unsupported("op aten.as_strided")
+    return x
 
 
 def _view_dtype(b: "Builder", x: Any, dtype: Any) -> Any:
@@ -124,14 +140,6 @@ def _glu(b: "Builder", x: Any, dim: Any = -1) -> Any:
     return b.call(aten.mul.Tensor, first, b.call(aten.sigmoid.default, second))
 
 
-def _cosine_similarity(b: "Builder", x: Any, y: Any, dim: Any = 1, eps: Any = 1e-8) -> Any:
-    def unit(z: Any) -> Any:
-        length = b.call(aten.linalg_vector_norm.default, z, 2, [dim], True)
-        return b.call(aten.div.Tensor, z, b.call(aten.clamp_min.default, length, eps))
-
-    return b.call(aten.sum.dim_IntList, b.call(aten.mul.Tensor, unit(x), unit(y)), [dim])
-
-
 def _hardsigmoid(b: "Builder", x: Any) -> Any:
     # aten.hardsigmoid's own backward uses a single-precision 1/6, wrong by 5e-9 in double precision.
     shifted = b.call(aten.add.Scalar, b.call(aten.div.Scalar, x, 6), 0.5)
@@ -167,6 +175,8 @@ def _split(b: "Builder", x: Any, each: Any, dim: int = 0) -> Any:
 
 
 REWRITES: dict[Any, Callable[..., Any]] = {
+    **COMPOSITIONS,
+    **FUSED,
     aten.conv1d.default: layers.convolution(1),
     aten.conv2d.default: layers.convolution(2),
     aten.conv3d.default: layers.convolution(3),
@@ -178,6 +188,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.conv_transpose3d.input: layers.transposed(3),
     aten._convolution_mode.default: layers.convolution_mode,
     aten.pad.default: layers.pad,
+    aten._pad_circular.default: layers.circular_pad,
     aten._convolution.default: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten._convolution.deprecated: lambda b, *args: b.call(aten.convolution.default, *args[:9]),
     aten.batch_norm.default: layers.batch_norm,
@@ -208,6 +219,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
     aten.view.dtype: _view_dtype,
+    aten.as_strided.default: _as_strided,
     aten.view_as.default: lambda b, x, other: b.call(aten.reshape.default, x, b.sizes(other)),
     aten.reshape_as.default: lambda b, x, other: b.call(aten.reshape.default, x, b.sizes(other)),
     aten.expand_as.default: lambda b, x, other: b.call(aten.expand.default, x, b.sizes(other)),
@@ -229,7 +241,6 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.norm.ScalarOpt_dim: _norm,
     aten.grid_sampler.default: _grid_sampler,
     aten.glu.default: _glu,
-    aten.cosine_similarity.default: _cosine_similarity,
     aten.max_pool1d_with_indices.default: layers.pool_and_indices(
         aten.max_pool1d.default, aten.max_pool1d_with_indices.default
     ),
@@ -245,6 +256,8 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.std_mean.dim: _with_correction(aten.std_mean.correction),
     aten.var.default: _of_all(aten.var.correction),
     aten.std.default: _of_all(aten.std.correction),
+    aten.var_mean.default: _of_all(aten.var_mean.correction),
+    aten.std_mean.default: _of_all(aten.std_mean.correction),
     aten.chunk.default: _chunk,
     aten.split.Tensor: _split,
     aten.split.sizes: _split_sizes,

@@ -29,6 +29,8 @@ def write(b: "Builder", op: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
     """
     name = op._schema.name.split("::")[1]
     target: Value = args[0]
+    if target.root.state:
+        b.written.setdefault(target.root.state, b.where)
     known = _is_known(target, leaves((args, kwargs)))
     new = filled(b, target, args[1] if len(args) > 1 else 0) if name in _FILLS else _functional(b, op, args, kwargs)
     if new.dtype != target.dtype:
@@ -52,7 +54,7 @@ def _functional(b: "Builder", op: Any, args: Sequence[Any], kwargs: Mapping[str,
     name, overload = op._schema.name.split("::")[1], op._schema.overload_name or "default"
     packet = getattr(aten, name.removesuffix("_"), None)
     if packet is None or not name.endswith("_"):
-        b.refuse(f"op aten.{name}")
+        b.unsupported(f"op aten.{name}")
     functional = getattr(packet, overload if overload in packet.overloads() else "default", None)
     if functional is None or name in _RESHAPES:
         b.refuse(f"op aten.{name}: a tensor whose shape changes in place")

@@ -100,6 +100,8 @@ def pad(b: "Builder", x: Any, sizes: Any, mode: str = "constant", value: Any = N
     """Padding, its mode given in words."""
     if mode == "constant":
         return b.call(aten.constant_pad_nd.default, x, sizes, value or 0)
+    if mode == "circular":
+        return circular_pad(b, x, sizes)
     op = _PADS.get((mode, len(sizes) // 2))
     if op is None:
         b.refuse(f"pad of {len(sizes) // 2} dimensions in mode {mode}")
@@ -114,6 +116,23 @@ _PADS: dict[tuple[str, int], Any] = {
     ("replicate", 2): aten.replication_pad2d.default,
     ("replicate", 3): aten.replication_pad3d.default,
 }
+
+
+def circular_pad(b: "Builder", x: Any, sizes: Any) -> Any:
+    """Each dimension, from the last on, continued from its other end; a negative number takes elements away."""
+    for pair in range(len(sizes) // 2):
+        before, after = sizes[2 * pair : 2 * pair + 2]
+        dim = x.rank - 1 - pair
+        size = b.size(x, dim)
+        whole = b.call(aten.slice.Tensor, x, dim, max(0, -before), size - max(0, -after))
+        size = b.size(whole, dim)
+        if max(before, after) > size:
+            b.refuse(f"circular padding of {size} elements by {max(before, after)}")
+        head = b.call(aten.slice.Tensor, whole, dim, size - before, size) if before > 0 else None
+        tail = b.call(aten.slice.Tensor, whole, dim, 0, after) if after > 0 else None
+        parts = [part for part in (head, whole, tail) if part is not None]
+        x = b.call(aten.cat.default, parts, dim) if len(parts) > 1 else whole
+    return x
 
 
 def batch_norm(

@@ -28,7 +28,9 @@ class Value:
 
     `data` is true when the contents depend on an input, so that no number may be read from them at import. `trials`
     are a number's values at the batch sizes TRIALS, None when they cannot be told. A `view` holds its root's contents
-    only while it has the root's `version`; a `stored` tensor is the file's own.
+    only while it has the root's `version`; a `stored` tensor is the file's own; `state` is
+    its name where a write to it would be seen by the next call. A `doubt` is a number that the probes
+    alone would take for a constant: the message with which any use of it in the graph is refused.
     """
 
     probes: tuple[Any, Any]
@@ -38,6 +40,8 @@ class Value:
     version: int = 0
     stored: bool = False
     trials: tuple[Any, ...] | None = None
+    state: str = ""
+    doubt: str = ""
 
     @property
     def is_tensor(self) -> bool:

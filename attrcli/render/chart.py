@@ -1,5 +1,6 @@
 """The attributions of one table row as bars."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from attrcli.render.overlay import ZERO_NOTE, Map, Style, heatmap
 _MARGIN, _GAP = 16, 10
 _LINE, _ROW, _BAR = 19, 24, 15  # heights: of a line of text, of a row, of its bar
 _HALF = 200  # pixels from zero to the longest bar
-_NUMBER = 74  # room for a number beyond a bar's end
+_NUMBER = 90  # room for a number beyond a bar's end
 _NAME = 300  # widest feature name
 
 
@@ -27,6 +28,7 @@ def bar_chart(
 ) -> Image.Image:
     """Bars of the `top` features by |value|, largest first, to either side of zero; the others as one sum in grey.
 
+    The longest bar of a feature fills the width; a longer one of the others is cut and shown as broken.
     `values` is (F,); `raw_values` are shown beside the names. Equal magnitudes keep the order of the columns. Colours
     are the two ends of the style's colour map. Raises `InputError`, `NonFiniteError`.
     """
@@ -68,7 +70,7 @@ def _draw(
         _text.line(page, xy, text, width - 2 * _MARGIN, size=14 if row == 0 else 13, bold=row == 0)
     zero = _MARGIN + name_width + _GAP + _NUMBER + _HALF
     ImageDraw.Draw(page).line([(zero, top), (zero, top + _ROW * len(bars))], _text.FRAME)
-    longest = max(abs(value) for value in bars) or 1.0
+    longest = max(abs(value) for value in bars[:named]) or 1.0  # a large sum of the others must not hide the rest
     negative, positive = _ends(style)
     for row, (label, value) in enumerate(zip(labels, bars, strict=True)):
         colour = _text.MUTED if row >= named else positive if value > 0 else negative
@@ -80,15 +82,21 @@ def _draw(
 
 
 def _bar(page: Image.Image, zero: int, middle: int, share: float, colour: tuple[int, int, int]) -> None:
-    length = round(abs(share) * _HALF)
+    length = min(round(abs(share) * _HALF), _HALF)
     if length:
         start, stop = (zero + 1, zero + length) if share > 0 else (zero - length, zero - 1)
         ImageDraw.Draw(page).rectangle([start, middle - _BAR // 2, stop, middle + _BAR // 2], colour)
+    if round(abs(share) * _HALF) > _HALF:  # longer than there is room for: broken
+        at = zero + round(0.75 * math.copysign(_HALF, share))
+        ImageDraw.Draw(page).polygon(
+            [(at - 6, middle + _BAR), (at - 1, middle + _BAR), (at + 6, middle - _BAR), (at + 1, middle - _BAR)],
+            _text.PAGE,
+        )
 
 
 def _bar_number(page: Image.Image, zero: int, middle: int, value: float, share: float) -> None:
     """The value beyond the end of its bar, on the side to which the bar points."""
-    text, offset = f"{value:+.4g}".replace("-", "−") if value else "0", abs(share) * _HALF + 6
+    text, offset = f"{value:+.4g}".replace("-", "−") if value else "0", min(abs(share), 1) * _HALF + 6
     x, anchor = (zero - offset, "rm") if value < 0 else (zero + offset, "lm")
     _text.line(page, (x, middle), text, _NUMBER, size=12, anchor=anchor)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -74,6 +75,11 @@ class Layout:
     def axes(self, name: str) -> tuple[str, ...]:
         """Dimension names of dataset `name`."""
         return ("sample", *{"attribution": self.dims, "prediction": ("output",)}.get(name, ()))
+
+
+def part_of(path: Path) -> Path:
+    """Where the run file `path` is written until it is finished."""
+    return Path(f"{path}.part")
 
 
 def absent(name: str, dtype: np.dtype[Any]) -> Any:

@@ -10,20 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from .layout import SCHEMA, Array, Layout, Status, blocks, decode
+from .layout import SCHEMA, Array, Layout, Status, blocks, decode, part_of
 
 
 def is_run_file(path: Path) -> bool:
-    """Whether a file is a run file, even a damaged one, told by content; other HDF5 files (Keras) are not."""
+    """Whether a file is a run file, even a damaged one, told by content; other HDF5 files (Keras) are not.
+
+    So is the name of one of which only the `.part` is there: opening it tells.
+    """
+    path = path if path.exists() else part_of(path)
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        if file.read(8) != b"\x89HDF\r\n\x1a\n":
-            return False
+    try:
+        with path.open("rb") as file:
+            if file.read(8) != b"\x89HDF\r\n\x1a\n":
+                return False
+    except OSError:  # whoever reads it next says why
+        return False
     try:
         with h5py.File(path, "r", locking=False) as opened:
             return str(opened.attrs.get("schema", "")).startswith("attrcli/")
-    except OSError:
+    except (OSError, RuntimeError):  # h5py raises either
         return True
 
 
@@ -36,7 +43,10 @@ class RunFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise UsageError(f"{self.path}: no such file; a run file is what `attrcli explain --out` writes")
+            part, hint = part_of(self.path), "a run file is what `attrcli explain --out` writes"
+            if part.is_file():
+                hint = f"its run is not finished: see {part} for what there is, or run the same explain command again"
+            raise UsageError(f"{self.path}: no such file; {hint}")
         try:
             self._file = h5py.File(self.path, "r", locking=False)
         except OSError as error:
@@ -102,7 +112,10 @@ class RunFile:
         return blocks(*self.columns["attribution"])
 
     def gaps(self) -> npt.NDArray[np.float64]:
-        """|completeness gap| / sum of |attribution| of every row, float64 (n,); NaN where there is none."""
+        """|completeness gap| / sum of |attribution| of every row, float64 (n,); NaN where there is none.
+
+        An attribution of all zeros has a gap of 0 where the scores do not differ either, and inf where they do.
+        """
         found = np.full(len(self), np.nan)
         for rows in self.blocks():
             delta = np.abs(self.read("completeness_delta", rows).astype(np.float64))

@@ -33,9 +33,10 @@ from .layout import (
     config_of,
     differences,
     encode,
+    part_of,
     plain,
 )
-from .reader import RunFile
+from .reader import RunFile, is_run_file
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 
@@ -50,7 +51,7 @@ class RunWriter:
     def __init__(
         self, path: Path, ids: Sequence[str], layout: Layout, attributes: Mapping[str, Any], lock: Lock
     ) -> None:
-        self.path, self.part, self._lock = path, _part_of(path), lock
+        self.path, self.part, self._lock = path, part_of(path), lock
         self.ids, self.layout, self.attributes = list(ids), layout, plain(attributes)
         names = [name.encode("utf-8", "surrogateescape") for name in ids]
         self._columns = layout.columns(len(ids), max(1, *map(len, names)))
@@ -62,6 +63,7 @@ class RunWriter:
         self.added: list[str] = []
         self.removed: list[str] = []
         self._kept: list[tuple[Path, Array, Array]] = []  # a file, its rows, our rows
+        self._lost: dict[str, Path] = {}  # ids of good rows that have no place here, and the file that has them
         self._history: list[Any] = []
         self._forced = self._in_place = self._untouched = False
         self._rows: Rows | None = None
@@ -78,8 +80,8 @@ class RunWriter:
     ) -> "RunWriter":
         """Plan the run file `path` with one row for each of `ids`, writing nothing; `force` disregards earlier files.
 
-        Raises: UsageError when the folder cannot be written, another process writes this file, or (without `force`)
-        what is there is damaged, not a run file, or of another configuration.
+        Raises: UsageError when the folder cannot be written, another process writes this file, what is there is not
+        a run file, or (without `force`) is damaged, of another configuration, or has good rows of other inputs.
         """
         path = Path(path)
         if not ids or len(set(ids)) < len(ids):
@@ -90,6 +92,7 @@ class RunWriter:
             problem = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
             raise UsageError(f"cannot write {path}: {problem}; give the name of a file in an existing folder")
         with disk_errors(path):
+            _require_own(path, part_of(path))
             lock = Lock(path)
         try:
             writer = cls(path, ids, layout, attributes, lock)
@@ -105,7 +108,7 @@ class RunWriter:
     def peek(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         """Attributes of what `open` would resume, so that its `batch_size` can be kept; None if nothing is readable."""
         with contextlib.suppress(UsageError):
-            part = _part_of(Path(path))
+            part = part_of(Path(path))
             with RunFile(part if part.exists() else path) as run:
                 return run.attributes
         return None
@@ -131,15 +134,33 @@ class RunWriter:
             self.added = [name for name in self.ids if name not in old]
             self.removed = [name for name in first.ids if name not in new]
             self._forced = bool(first.attributes.get("forced"))
+            self._lost = {
+                name: run.path
+                for run in earlier
+                for row, name in enumerate(run.ids)
+                if name not in new and run.status[row] == Status.OK
+            }
             if first.path == self.part and first.ids == self.ids:
                 self._in_place = _versions(first.attributes) == _versions(self.attributes)
                 earlier = [first]
             elif last.path == self.path and last.ids == self.ids and (last.status == Status.OK).all():
                 self._untouched = True
                 earlier = [last]
+            if not self._untouched:
+                self._require_kept()
             for run in earlier:
                 self._keep(run)
             self.resumed = int((self.status == Status.OK).sum())
+
+    def _require_kept(self) -> None:
+        """Raise UsageError where a new file would lack finished rows."""
+        if self._lost:
+            name, path = next(iter(self._lost.items()))
+            raise UsageError(
+                f"{path}: this would drop finished rows ({len(self._lost)}, such as {name!r}), since their inputs are "
+                "not given this time; --limit leaves inputs out, too. Give them as well, choose another --out, or "
+                "--force to start over without them"
+            )
 
     def _earlier(self, stack: contextlib.ExitStack) -> Iterator[RunFile]:
         """The `.part` and the finished file, those that exist; the `.part` of a forced run hides the finished file."""
@@ -178,10 +199,11 @@ class RunWriter:
     def prepare(self) -> None:
         """Lay out the `.part`, or open the one that can go on. The first `write` does it otherwise.
 
-        Raises: UsageError when the disk has no room for the whole run.
+        Raises: UsageError when the disk has no room for the whole run, or finished rows would be lost.
         """
         if self._rows is not None:
             return
+        self._require_kept()
         with disk_errors(self.part, self._bytes):
             if not self._in_place:
                 with replacing(self.part) as temporary:
@@ -306,8 +328,12 @@ class RunWriter:
         self._lock.release()
 
 
-def _part_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+def _require_own(*paths: Path) -> None:
+    """Raise UsageError for what is there and is neither a run file nor an empty one: nothing replaces it."""
+    for path in paths:
+        own = path.is_file() and (path.stat().st_size == 0 or is_run_file(path))
+        if path.exists() and not own:
+            raise UsageError(f"cannot write {path}: it is there already, and no run file; choose another --out")
 
 
 def _versions(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,8 +341,11 @@ def _versions(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cut(text: str) -> bytes:
-    """At most `MESSAGE_BYTES`, and no broken character at the end."""
-    return text.encode(errors="replace")[:MESSAGE_BYTES].decode(errors="ignore").encode()
+    """At most `MESSAGE_BYTES`; where that is not all, whole characters and an ellipsis."""
+    data, dots = text.encode(errors="replace"), "…".encode()
+    if len(data) <= MESSAGE_BYTES:
+        return data
+    return data[: MESSAGE_BYTES - len(dots)].decode(errors="ignore").encode() + dots
 
 
 def _attach_scales(file: h5py.File) -> None:

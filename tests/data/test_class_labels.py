@@ -45,6 +45,27 @@ def test_a_name_of_two_outputs_is_no_label(tmp_path):
         assert class_labels(found, ["crane", "crane"]).tolist() == [UNKNOWN_LABEL] * 2
 
 
+def test_a_class_folder_given_alone_is_the_label_of_its_files(tmp_path):
+    for folder in ("T-shirt_top", "Bag", "1", "hat"):
+        save(tmp_path / folder / "x.png")
+    bag, shirt = (str(tmp_path / name) for name in ("Bag", "T-shirt_top"))
+
+    def labels(*inputs):
+        return class_labels(collect(inputs, "image"), NAMES).tolist()
+
+    assert labels(bag) == labels(f"{bag}/x.png") == labels(f"{bag}/*.png") == [2]
+    assert labels(shirt) == [0]
+    assert labels(bag, shirt) == [2, 0]
+    assert labels(str(tmp_path / "1")) == labels(str(tmp_path / "hat")) == [UNKNOWN_LABEL]
+
+
+def test_an_empty_label_cell_is_no_label_whatever_the_folder(tmp_path):
+    (tmp_path / "Bag").mkdir()
+    (tmp_path / "Bag/t.csv").write_text("a,label\n1,\n2,Ankle boot\n")
+    found = collect([str(tmp_path / "Bag")], "table")
+    assert class_labels(found, NAMES).tolist() == [UNKNOWN_LABEL, 1]
+
+
 def test_labels_from_a_file(tmp_path):
     found = in_folders(tmp_path, "a", "b")
     path = tmp_path / "labels.csv"
@@ -57,9 +78,14 @@ def test_labels_from_a_file(tmp_path):
     [
         (
             "id,label\na/x.png,hat\nb/x.png,3\n",
-            r"labels \['3', 'hat'\] match nothing; accepted: the names T-shirt/top, ",
+            r"labels\.csv: the labels \['3', 'hat'\] match nothing; accepted: the names T-shirt/top, ",
         ),
-        ("name,label\na/x.png,Bag\n", r"the columns 'id' and 'label'"),
+        (
+            "name,label\na/x.png,Bag\n",
+            r"labels\.csv: its columns are name, label; accepted: .*the columns 'id' and 'label'",
+        ),
+        ("", r"labels\.csv: no header row.*the columns 'id' and 'label'"),
+        ('id,label\n"' + "x" * 200_000, r"labels\.csv: line \d+ is not CSV"),
         ("id,label\nx.png,Bag\n", r"'x\.png' is the name of several inputs"),
         ("id,label\ny.png,Bag\n", r"no id is that of an input; an input's id is like 'a/x\.png'"),
     ],
@@ -68,7 +94,7 @@ def test_label_files_that_do_not_fit(tmp_path, text, message):
     found = in_folders(tmp_path, "a", "b")
     path = tmp_path / "labels.csv"
     path.write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f"--labels .*{message}"):
         labels_csv(path, found, NAMES)
-    with pytest.raises(UsageError, match=r"none\.csv': accepted for labels"):
+    with pytest.raises(UsageError, match=r"--labels .*none\.csv: no such file"):
         labels_csv(tmp_path / "none.csv", found, NAMES)

@@ -137,6 +137,36 @@ def test_animated_gif_is_its_first_frame():
     assert decode_image(gif, "RGB")[0, 0].tolist() == [255, 0, 0]
 
 
+def noted(tmp_path, image, format, **options):
+    path = tmp_path / f"x.{format.lower()}"
+    path.write_bytes(encoded(image, format, **options))
+    return only(path).note
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_dropped_transparency_is_noted(tmp_path, mode):
+    image = Image.new(mode, (2, 1))
+    options = {"P": {"transparency": 0}, "RGB": {"transparency": (0, 0, 0)}}.get(mode, {})
+    assert "transparency is dropped" in noted(tmp_path, image, "PNG", **options)
+    opaque = Image.new(mode, (2, 1), {"RGBA": (1, 2, 3, 255), "LA": (9, 255), "P": 1, "RGB": (1, 2, 3)}[mode])
+    assert noted(tmp_path, opaque, "PNG", **options) == ""
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_frames_that_are_not_read_are_noted(tmp_path, format):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert noted(tmp_path, frames[0], format) == ""
+    several = noted(tmp_path, frames[0], format, save_all=True, append_images=frames[1:])
+    assert several == "only the first of its frames is read"
+
+
+def test_what_is_wrong_behind_the_first_frame_does_not_matter(tmp_path):
+    frames = [Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(3)]
+    whole = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    (tmp_path / "x.gif").write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(only(tmp_path / "x.gif").values, decode_image(whole, "RGB"))
+
+
 def test_decompression_bomb(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png(60_000, 60_000, 8, 2))
     with pytest.raises(InputError, match=r"bomb\.png': Image size \(3600000000 pixels\) exceeds limit of \d+ pixels"):

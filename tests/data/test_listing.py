@@ -153,13 +153,13 @@ def test_listing_does_not_read_the_data(tmp_path, monkeypatch):
         (["dir/*.npz"], "array"),
         (["A.HDF5"], "array"),
         (["t.csv"], "table"),
-        (["a.npy", "t.csv"], "array"),
+        (["a.npy", "p.png"], "image"),
         (["notes.txt", "t.csv"], "table"),
         (["notes.txt"], "image"),
         (["-"], "image"),
     ],
 )
-def test_the_kind_is_guessed_from_the_first_suffix_that_says_one(names, kind):
+def test_the_kind_is_guessed_from_the_suffixes(names, kind):
     assert guess_kind(names) == kind
 
 
@@ -170,8 +170,13 @@ def test_the_kind_of_a_folder_and_of_a_list(tmp_path):
     assert guess_kind([str(tmp_path)]) == "array"
     (tmp_path / "list.txt").write_text(f"{tmp_path}/deep/er/x.npy\n")
     assert guess_kind([f"@{tmp_path}/list.txt"]) == "array"
-    (tmp_path / "t.csv").write_text("a\n1\n")
-    assert guess_kind([str(tmp_path)]) == "table"
+    assert guess_kind([f"{tmp_path}/deep/er/*"]) == "array"
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/t.csv").write_text("a\n1\n")
+    assert guess_kind([f"{tmp_path}/tables"]) == "table"
+    for mixed in ([str(tmp_path)], ["x.npy", "t.csv"], ["t.csv", "x.npy"]):
+        with pytest.raises(UsageError, match=r"arrays, such as 'x\.npy', and tables, such as 't\.csv': .*of one kind"):
+            guess_kind(mixed)
     save(tmp_path / "deep/er/picture.png")  # beside pictures, a table holds their labels
     assert guess_kind([str(tmp_path)]) == "image"
     with pytest.raises(UsageError, match=r"the list 'none\.txt' cannot be read"):

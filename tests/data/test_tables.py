@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from input_files import ids
 
-from attrcli.data import collect, read
+from attrcli.data import collect, first_header, read
 from attrcli.errors import InputError, NoInputsError, UsageError
 
 TABLE = 'age,id,sex,label,bmi\n50,p1,1,ill,20.5\n\n61,"p,2",2,well,31\n'
@@ -66,9 +66,6 @@ def test_csv_without_the_columns(tmp_path):
     path.write_text("a,a\n1,2\n")
     with pytest.raises(UsageError, match=r"has 2 columns 'a'"):
         collect([str(path)], "table")
-    path.write_text("")
-    with pytest.raises(UsageError, match="no header row"):
-        collect([str(path)], "table")
     path.write_text("a,b\n")
     with pytest.raises(NoInputsError, match=r"t\.csv' holds no records"):
         collect([str(path)], "table")
@@ -90,6 +87,31 @@ def test_a_bad_row_is_one_failed_record(tmp_path, row, message):
         read(bad, "table")
     np.testing.assert_array_equal(read(good, "table").values, [1, 2])
     np.testing.assert_array_equal(read(last, "table").values, [3, 4])
+
+
+@pytest.mark.parametrize("text", ["", "\n", 'a,b\n1,"' + "x" * 200_000])
+def test_an_empty_or_damaged_file_is_one_failed_record(tmp_path, text):
+    (tmp_path / "bad.csv").write_text(text)
+    (tmp_path / "good.csv").write_text("a,b\n1,2\n")
+    found = collect([str(tmp_path)], "table")
+    assert ids(found) == ["bad.csv", "good.csv#0"]
+    assert first_header(found.records) == (str(tmp_path / "good.csv"), ("a", "b"))
+    with pytest.raises(InputError, match=r"^'bad\.csv': (no header row; the first line must|line \d+ is not CSV)"):
+        read(found.records[0], "table")
+    assert read(found.records[1], "table").values.tolist() == [1, 2]
+
+
+def test_a_header_of_numbers_is_a_row_whose_header_is_missing(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("5.1,-3,1e3\n4.9,3,1.4\n")
+    with pytest.raises(
+        UsageError, match=r"t\.csv': its first line is numbers \(5\.1, -3, 1e3\).*columns = \["
+    ) as caught:
+        collect([str(path)], "table")
+    assert caught.value.exit_code == 2
+    assert ids(collect([str(path)], "table", columns=["-3", "5.1", "1e3"])) == ["t.csv#0"]
+    path.write_text("id,0,1\nx,2,3\n")  # names that happen to be numbers
+    assert ids(collect([str(path)], "table")) == ["t.csv#x"]
 
 
 def test_a_table_that_shrinks_meanwhile(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from attrcli.errors import InputError, NonFiniteError
-from attrcli.render import Style, bar_chart
+from attrcli.render import Style, _text, bar_chart, chart
 
 RED, BLUE, GREY = (255, 50, 50), (50, 50, 255), (110, 110, 116)
 
@@ -29,8 +29,18 @@ def test_only_the_top_features_are_drawn_and_the_rest_summed():
     assert picture.height == 2 * 16 + 6 * 24
     rows, left, right = bars(picture, RED)
     assert len(rows) == 5 * 15
-    assert right - left + 1 == round(200 * 30 / 325)  # the longest bar is that of the others: 1 + ... + 25
-    assert bars(picture, GREY)[2] == left + 199
+    assert right - left + 1 == 200  # the longest of a feature, though the others add up to 325
+    grey_rows, start, stop = bars(picture, GREY)
+    assert (start, stop) == (left, left + 199)
+    strip = np.asarray(picture)[sorted(grey_rows)[7], left : left + 200]
+    assert (strip == 255).all(1).sum() > 3  # broken
+    short = bar_chart([f"f{i}" for i in range(6)], np.array([8.0, 8, 8, 8, 8, 4]), None, [], top=5)
+    assert bars(short, GREY)[2] - bars(short, GREY)[1] + 1 == 100
+
+
+def test_no_digit_of_a_number_is_cut():
+    widest = -1.234e-300
+    assert _text.widest([f"{widest:+.4g}"], 12) <= chart._NUMBER - 6
 
 
 def test_raw_values_stand_beside_the_names():

@@ -1,0 +1,63 @@
+"""The zoo: every architecture in every format gives the file's outputs and the module's gradients, or is refused.
+
+The slow cells are those whose export takes long; `bench/zoo.py` writes them all down.
+"""
+
+import logging
+import re
+
+import pytest
+import torch
+from zoo import EXCEPTIONS, ZOO
+from zoo.cells import FORMATS, cell
+
+QUICK = {
+    "traced": set(ZOO),
+    "traced_frozen": set(ZOO),
+    "scripted": set(ZOO),
+    "scripted_frozen": set(ZOO),
+    "pt2": {"resnet", "mobilenet", "convnext", "unet", "deeplab", "vit", "swin", "llama", "lstm", "bag", "siamese"},
+    "pt2_fixed": {"vgg", "translator", "gru", "recommender"},
+    "pt2_decomposed": {"shufflenet", "bert", "elman"},
+    "onnx": {"mean_pool"},
+    "onnx_legacy": {"densenet", "gru_sequence_first", "conv_gru"},
+}
+"""Cells of the default suite."""
+
+CELLS = [
+    pytest.param(name, how, marks=() if name in QUICK[how] else pytest.mark.slow, id=f"{name}-{how}")
+    for name in ZOO
+    for how in FORMATS
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_exporters():
+    """The exporters log what they do not know yet."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(level)
+
+
+def require(name, how, folder, dtype):
+    outcome = cell(name, how, folder, dtype)
+    verdict, message = EXCEPTIONS.get((name, how), ("ok", ""))
+    assert outcome.verdict == verdict, outcome
+    assert re.search(message, outcome.message)
+
+
+@pytest.mark.parametrize(("name", "how"), CELLS)
+def test_outputs_are_the_files_and_gradients_the_modules(name, how, tmp_path):
+    require(name, how, tmp_path, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["inception", "efficientnet", "vit_fused", "gru"])
+def test_in_single_precision(name, tmp_path):
+    require(name, "traced_frozen", tmp_path, torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "how"), [param.values for param in CELLS])
+def test_in_single_precision_every_cell(name, how, tmp_path):
+    require(name, how, tmp_path, torch.float32)
