@@ -70,4 +70,5 @@ def _probabilities(values: torch.Tensor) -> str:
         return ""
     if values.dim() > 1 and values.shape[1] > 1 and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
         return "they add up to 1"
-    return "all lie between 0 and 1" if values.unique().numel() >= _FEWEST else ""
+    different = torch.unique(values).numel()  # type: ignore[no-untyped-call]
+    return "all lie between 0 and 1" if different >= _FEWEST else ""

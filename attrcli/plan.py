@@ -302,10 +302,14 @@ class Plan:
         """
         if self.config.batch_size != "auto":
             return int(self.config.batch_size)
-        recorded = None if self.config.force else RunWriter.peek(self.config.out)
-        if recorded and str(recorded.get("batch_size", "")).isdecimal():
-            return max(1, int(recorded["batch_size"]))
+        if str(self._recorded.get("batch_size", "")).isdecimal():
+            return max(1, int(self._recorded["batch_size"]))
         return max(1, min(64, min(512 << 20, free_memory() // 4) // max(1, self._row_bytes())))
+
+    @cached_property
+    def _recorded(self) -> Mapping[str, Any]:
+        """The attributes of the run file that this run goes on with; none where it starts one."""
+        return (None if self.config.force else RunWriter.peek(self.config.out)) or {}
 
     def _row_bytes(self) -> int:
         """Bytes that one row's pass keeps."""
@@ -332,8 +336,11 @@ class Plan:
         select(zeros, target, head)
 
     def _require_scores(self) -> None:
-        """Raise ModelError for an output that cannot be explained; warn of one that may be meant otherwise."""
-        samples = [self._reader.peek(record) for record in self.records[:8]]
+        """Raise ModelError for an output that cannot be explained; warn of one that may be meant otherwise.
+
+        A run that goes on has looked at its inputs before, and need not decode them again.
+        """
+        samples = [self._reader.peek(record) for record in self.records[: 0 if self._recorded else 8]]
         good = [sample.x for sample in samples if not sample.message and sample.x.shape == self.shape]
         inputs = self.tensor(good) if good else self.zeros()
         outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))

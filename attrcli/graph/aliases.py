@@ -25,7 +25,7 @@ _COPIES = (
     "alias diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view"
 )
 
-_OVERLOADS = {"log_softmax": "int", "softmax": "int", "transpose": "int", "logsumexp": "default"}
+_OVERLOADS = {"log_softmax": "int", "softmax": "int", "transpose": "int", "xlogy": "Tensor"}
 """The overload that an alias named 'default' stands for, where that is not 'default' too."""
 
 

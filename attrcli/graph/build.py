@@ -326,7 +326,7 @@ class Builder:
         except NotImplementedError:
             if not meta:
                 raise
-            return self.unsupported(f"op {canonical_name(op)}, whose result's shape depends on the input's data,")
+            return self.unsupported(f"op {canonical_name(op)}, whose result has no shape before it has data,")
 
     def _on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta:

@@ -187,6 +187,7 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.conv_transpose2d.input: layers.transposed(2),
     aten.conv_transpose3d.input: layers.transposed(3),
     aten._convolution_mode.default: layers.convolution_mode,
+    aten.conv_tbc.default: layers.convolution_time_first,
     aten.pad.default: layers.pad,
     aten._pad_circular.default: layers.circular_pad,
     aten._convolution.default: lambda b, *args: b.call(aten.convolution.default, *args[:9]),

@@ -96,6 +96,12 @@ def convolution_mode(b: "Builder", x: Any, w: Any, *args: Any) -> Any:
     return same_convolution(w.rank - 2)(b, x, w, *args)
 
 
+def convolution_time_first(b: "Builder", x: Any, w: Any, bias: Any, padding: int = 0) -> Any:
+    """1-d convolution of (time, batch, channels) by a weight of (kernel, inputs, outputs)."""
+    x, w = b.call(aten.permute.default, x, [1, 2, 0]), b.call(aten.permute.default, w, [2, 1, 0])
+    return b.call(aten.permute.default, convolution(1)(b, x, w, bias, 1, padding), [2, 0, 1])
+
+
 def pad(b: "Builder", x: Any, sizes: Any, mode: str = "constant", value: Any = None) -> Any:
     """Padding, its mode given in words."""
     if mode == "constant":

@@ -46,7 +46,7 @@ _NAMES = {
         _upsample_nearest_exact1d.default _upsample_nearest_exact2d.default _upsample_nearest_exact3d.default
         _upsample_bilinear2d_aa.vec _upsample_bilinear2d_aa.default _upsample_bicubic2d_aa.vec
         _upsample_bicubic2d_aa.default cumsum.default im2col.default col2im.default affine_grid_generator.default
-        trace.default diff.default conv_tbc.default""",
+        trace.default diff.default""",
     OpClass.AFFINE: """
         add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor mul.Scalar div.Scalar batch_norm.default
         lerp.Scalar lerp.Tensor""",
@@ -61,9 +61,7 @@ _NAMES = {
     OpClass.KINKED: """
         relu.default leaky_relu.default prelu.default hardtanh.default hardswish.default clamp.default
         clamp.Tensor clamp_min.default clamp_max.default clamp_min.Tensor clamp_max.Tensor abs.default
-        threshold.default softshrink.default hardshrink.default nan_to_num.default frac.default copysign.Scalar
-        fake_quantize_per_tensor_affine.default fake_quantize_per_tensor_affine.tensor_qparams
-        fake_quantize_per_channel_affine.default""",
+        threshold.default softshrink.default hardshrink.default nan_to_num.default frac.default copysign.Scalar""",
     OpClass.BILINEAR: """
         mul.Tensor div.Tensor div.Tensor_mode matmul.default mm.default bmm.default mv.default dot.default
         baddbmm.default einsum.default pow.Tensor_Tensor scaled_dot_product_attention.default addcmul.default

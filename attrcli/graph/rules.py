@@ -5,7 +5,7 @@ to autograd; with every rule PLAIN the result is the gradient, bit for bit. REFU
 node and the method. A `Rule` computes the node's value and says how what comes back is passed on (`own`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -43,8 +43,9 @@ class Remainder:
 
 @dataclass
 class Step:
-    """One call of a node: its arguments, and what they are at the baseline where references are propagated too.
+    """One call of a node: its arguments, and what they and its value are at the baseline, where that runs beside it.
 
+    `explained` is the explained input, for what has nothing else in front of it that autograd knows.
     `beside` is a place for what one rule has to tell the rules of the nodes that follow.
     """
 
@@ -52,8 +53,16 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     reference_args: tuple[Any, ...]
+    reference: Any
+    explained: torch.Tensor
     remainder: Remainder
     beside: dict[fx.Node, Any]
+    varying: Collection[fx.Node]
+
+    def depends(self, place: int) -> bool:
+        """Whether an argument depends on the explained input, be it by comparisons alone."""
+        node = self.node.args[place]
+        return isinstance(node, fx.Node) and node in self.varying
 
     def run(self, *args: Any) -> Any:
         """Call the node's op, on its own arguments or on others in their place."""
@@ -62,7 +71,8 @@ class Step:
 
 
 Rule = Callable[[Step], Any]
-Choice = Callable[[fx.Node], Rule | Verdict]
+Choice = Callable[[fx.Node, Collection[fx.Node]], Rule | Verdict]
+"""The rule of a node, given all nodes that depend on the explained input."""
 
 
 class Ruled:
@@ -80,13 +90,14 @@ class Ruled:
         for node in self.nodes:
             if node not in self.varying or node.op != "call_function":
                 continue
-            verdict = choose(node)
+            verdict = choose(node, self.varying)
             if verdict is REFUSE:
                 raise UnsupportedOp(f"{place_of(node)}: {method} has no rule for it{f'; {advice}' if advice else ''}")
             if not isinstance(verdict, Verdict):
                 self.rules[node] = verdict
+        self._explained = next(node for node in self.nodes if node in self.varying)
         self._last: dict[fx.Node, list[fx.Node]] = {}
-        seen: set[fx.Node] = set()
+        seen: set[fx.Node] = {self._explained}
         for node in reversed(self.nodes):
             ending = [item for item in node.all_input_nodes if item not in seen]
             seen.update(ending)
@@ -118,8 +129,10 @@ class Ruled:
         return None
 
     def remainder(self, count: int) -> torch.Tensor:
-        """What the rules left unattributed in all calls since the graph was ruled, for the first `count` rows."""
-        return torch.cat([part.total for part in self.remainders])[:count]
+        """What the rules left unattributed since this was last asked, for the first `count` rows."""
+        total = torch.cat([part.total for part in self.remainders])[:count]
+        self.remainders.clear()
+        return total
 
     def _call(self, node: fx.Node, env: dict[Any, Any], reference: dict[Any, Any], beside: Any, paired: bool) -> None:
         target: Any = node.target
@@ -133,7 +146,8 @@ class Ruled:
             reference[node] = self._at_baseline(node, reference)
         if node in self.rules:
             there = fx.map_arg(node.args, reference.__getitem__) if paired else ()
-            env[node] = self.rules[node](Step(node, args, kwargs, there, self.remainders[-1], beside))
+            about = (there, reference.get(node), env[self._explained], self.remainders[-1], beside, self.varying)
+            env[node] = self.rules[node](Step(node, args, kwargs, *about))
         else:
             env[node] = target(*args, **kwargs)
 

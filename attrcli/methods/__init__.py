@@ -14,6 +14,7 @@ from attrcli.methods._describe import Description, convert, describe, unknown, u
 __all__ = ["METHODS", "Description", "description", "load", "unknown", "unknown_option"]
 
 METHODS: dict[str, tuple[str, str]] = {
+    "deeplift": ("attrcli.methods.deeplift:DeepLift", "Differences from the baseline, propagated by multipliers"),
     "gradient": ("attrcli.methods.gradient:Gradient", "Signed gradient of the score with respect to the input"),
     "input_x_gradient": ("attrcli.methods.input_x_gradient:InputXGradient", "Input times gradient"),
     "integrated_gradients": (

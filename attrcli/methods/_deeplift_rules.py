@@ -1,0 +1,289 @@
+"""Which of DeepLIFT's rules (_contributions.py) an op takes: one table over the op table.
+
+What is not here, and is no linear op, is refused. What an op decides by comparing (a mask, an order, a rounding) has no
+multiplier: its contribution goes to the remainder.
+"""
+
+import operator
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from attrcli.graph import ops
+from attrcli.graph.ops import OpClass
+from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, place_of
+from attrcli.methods import _contributions as c
+from attrcli.methods._contributions import Pair
+from attrcli.methods._deeplift_norms import NORMS
+from attrcli.methods._deeplift_step import cut, pair
+from attrcli.methods._deeplift_windows import WINDOWS
+
+Tensor = torch.Tensor
+aten = torch.ops.aten
+
+
+def choose(node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
+    """The Rescale rule of a node."""
+    target: Any = node.target
+    depends = [isinstance(arg, fx.Node) and arg in varying for arg in node.args]
+    if target in RULES:
+        return RULES[target](node, depends)
+    kind = ops.classify(target)
+    if kind in (OpClass.SMOOTH, OpClass.KINKED):
+        return _unary(target, kind) if not any(depends[1:]) else REFUSE
+    if kind is OpClass.DISCRETE:
+        return _cut if target in _ROUNDS else PLAIN
+    if kind in (OpClass.LINEAR, OpClass.AFFINE, OpClass.SHAPE, OpClass.CREATION):
+        return PLAIN if sum(depends) <= 1 or target in _SUMS else REFUSE
+    if kind is OpClass.INDEXING:
+        return PLAIN if not any(_is_index(node, i) for i, found in enumerate(depends) if found) else REFUSE
+    return REFUSE
+
+
+_SUMS = frozenset((aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, operator.getitem))
+_ROUNDS = frozenset(
+    (
+        aten.floor.default,
+        aten.ceil.default,
+        aten.round.default,
+        aten.trunc.default,
+        aten.sign.default,
+        aten.floor_divide.default,
+    )
+)
+
+
+def _is_index(node: fx.Node, place: int) -> bool:
+    """Whether an argument of an indexing op says where to read or write."""
+    target: Any = node.target
+    name = target._schema.arguments[place].name
+    return name in ("index", "indices", "mask", "condition") or (
+        target is aten.repeat_interleave.self_int and place > 0
+    )
+
+
+def _cut(step: Step) -> Any:
+    return cut(step, step.node, step.run(), step.reference)
+
+
+def _cast(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    if not node.args[1].is_floating_point:  # type: ignore[union-attr]
+        return PLAIN
+
+    def rule(step: Step) -> Any:
+        return step.run() if step.args[0].requires_grad else _cut(step)
+
+    return rule
+
+
+def _detached(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    return _cut
+
+
+# -- one operand -----------------------------------------------------------------------------------------------------
+
+
+def _unary(target: Any, kind: OpClass) -> Rule:
+    if target is aten.relu.default:
+        return lambda step: c.relu(pair(step, 0))
+    if target in c.CLOSED:
+        return lambda step: c.rescale(pair(step, 0), c.CLOSED[target], step.run().detach())
+    form = c.kinked if kind is OpClass.KINKED else c.smooth
+
+    def rule(step: Step) -> Any:
+        f = partial(_first_operand, step)
+        return form(pair(step, 0), f, step.run().detach(), step.reference)
+
+    return rule
+
+
+def _first_operand(step: Step, x: Tensor) -> Any:
+    return step.run(x, *step.args[1:])
+
+
+def _power(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """z ** p, by a closed form where there is one."""
+    forms: dict[float, Callable[[Tensor, Tensor], Tensor]] = {
+        2: c.CLOSED[aten.square.default],
+        0.5: c.CLOSED[aten.sqrt.default],
+        -0.5: c.CLOSED[aten.rsqrt.default],
+        -1: c.CLOSED[aten.reciprocal.default],
+        3: lambda z, z0: z * z + z * z0 + z0 * z0,
+    }
+    form = forms.get(node.args[1]) if isinstance(node.args[1], int | float) else None
+    if form is None:
+        return _unary(node.target, OpClass.SMOOTH)
+    return lambda step: c.rescale(pair(step, 0), form, step.run().detach())
+
+
+def _exponential(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    def rule(step: Step) -> Any:
+        return c.smooth(pair(step, 1), lambda x: step.run(step.args[0], x), step.run().detach(), step.reference)
+
+    return rule
+
+
+# -- two operands ----------------------------------------------------------------------------------------------------
+
+
+def _two(both: Callable[[Step], Any], *, divides: bool = False) -> Callable[[fx.Node, list[bool]], Rule | Verdict]:
+    """A rule where both operands depend on the input, or the divisor does; autograd where one factor does."""
+
+    def found(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+        return both if (depends[0] and depends[1]) or (divides and depends[1]) else _maybe_cut
+
+    return found
+
+
+def _maybe_cut(step: Step) -> Any:
+    """A product with one operand that depends on the input: plain, but for what autograd cannot see."""
+    args = list(step.args)
+    for i in (0, 1):
+        if step.depends(i) and not args[i].requires_grad:
+            args[i] = pair(step, i).x
+    return step.run(*args)
+
+
+def _elementwise(step: Step) -> Any:
+    return c.shapley(lambda a, b: step.run(a, b, *step.args[2:]), pair(step, 0), pair(step, 1), place_of(step.node))
+
+
+def _product(step: Step) -> Any:
+    return c.product(pair(step, 0), pair(step, 1))
+
+
+def _quotient(step: Step) -> Any:
+    return c.quotient(pair(step, 0), pair(step, 1), place_of(step.node))
+
+
+def _matmul(step: Step) -> Any:
+    a, b = pair(step, 0), pair(step, 1)
+    if a.x.dim() < 2 or b.x.dim() < 2 or a.x.dim() != b.x.dim():
+        return c.bilinear(torch.matmul, a, b)
+    return c.matmul(a, b).x
+
+
+def _with_bias(first: int, bias: int | None) -> Callable[[fx.Node, list[bool]], Rule | Verdict]:
+    """linear, convolution, addmm, baddbmm: linear in one operand, or a product of two; the bias adds."""
+
+    def found(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+        return rule if depends[first] and depends[first + 1] else PLAIN
+
+    def rule(step: Step) -> Any:
+        place = 0 if bias is None else bias
+        without = [None if first == 0 and i == place else arg for i, arg in enumerate(step.args)]
+
+        def op(a: Tensor, b: Tensor) -> Tensor:
+            if step.node.target in (aten.addmm.default, aten.baddbmm.default):
+                return torch.matmul(a, b)
+            return step.run(a, b, *without[2:])  # type: ignore[no-any-return]
+
+        made = c.bilinear(op, pair(step, first), pair(step, first + 1))
+        held = step.args[place]
+        if held is None:
+            return made
+        channels = made.shape[1] if step.node.target is aten.convolution.default else None
+        return made + (held if channels is None else held.reshape(channels, *[1] * (made.dim() - 2)))
+
+    return found
+
+
+def _einsum(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    def rule(step: Step) -> Any:
+        tensors, there = step.args[1], step.reference_args[1]
+        moving = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+        if len(moving) < 2:
+            return step.run()
+
+        def op(a: Tensor, b: Tensor) -> Any:
+            return torch.einsum(step.args[0], [a, b])
+
+        return c.bilinear(op, *(Pair(tensors[i], there[i]) for i in moving))
+
+    operands: Any = node.args[1]
+    return rule if len(operands) <= 2 else REFUSE
+
+
+def _addcmul(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    def rule(step: Step) -> Any:
+        return step.args[0] + step.kwargs.get("value", 1) * c.product(pair(step, 1), pair(step, 2))
+
+    return rule if depends[1] and depends[2] else PLAIN
+
+
+def _addcdiv(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    def rule(step: Step) -> Any:
+        divided = c.quotient(pair(step, 1), pair(step, 2), place_of(step.node))
+        return step.args[0] + step.kwargs.get("value", 1) * divided
+
+    return rule if depends[2] else PLAIN
+
+
+def _lerp(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    def rule(step: Step) -> Any:
+        start, end, weight = (pair(step, i) for i in range(3))
+        return start.x + c.product(Pair(end.x - start.x, end.r - start.r), weight)
+
+    return rule if depends[2] and (depends[0] or depends[1]) else PLAIN
+
+
+def _where(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """c a + (1 - c) b; the condition's own part is remainder."""
+
+    def rule(step: Step) -> Any:
+        chosen, a, b = pair(step, 0), pair(step, 1), pair(step, 2)
+        if bool((chosen.x.detach() == chosen.r).all()):
+            return torch.where(step.args[0], a.x, b.x)
+        return c.product(chosen, Pair(a.x - b.x, a.r - b.r)) + b.x
+
+    return rule if depends[0] else PLAIN
+
+
+def _masked_fill(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    def rule(step: Step) -> Any:
+        chosen, x = pair(step, 1), pair(step, 0)
+        if bool((chosen.x.detach() == chosen.r).all()):
+            return step.run()
+        return c.product(chosen, Pair(step.args[2] - x.x, step.args[2] - x.r)) + x.x
+
+    return rule if depends[1] else PLAIN
+
+
+RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
+    {
+        aten.to.dtype: _cast,
+        aten.detach.default: _detached,
+        aten.pow.Tensor_Scalar: _power,
+        aten.pow.Scalar: _exponential,
+        aten.mul.Tensor: _two(_product),
+        aten.div.Tensor: _two(_quotient, divides=True),
+        aten.matmul.default: _two(_matmul),
+        aten.mm.default: _two(_matmul),
+        aten.bmm.default: _two(_matmul),
+        aten.mv.default: _two(_matmul),
+        aten.dot.default: _two(_matmul),
+        aten.maximum.default: _two(_elementwise, divides=True),
+        aten.minimum.default: _two(_elementwise, divides=True),
+        aten.max.other: _two(_elementwise, divides=True),
+        aten.min.other: _two(_elementwise, divides=True),
+        aten.atan2.default: _two(_elementwise, divides=True),
+        aten.pow.Tensor_Tensor: _two(_elementwise, divides=True),
+        aten.linear.default: _with_bias(0, 2),
+        aten.convolution.default: _with_bias(0, 2),
+        aten.addmm.default: _with_bias(1, 0),
+        aten.baddbmm.default: _with_bias(1, 0),
+        aten.einsum.default: _einsum,
+        aten.addcmul.default: _addcmul,
+        aten.addcdiv.default: _addcdiv,
+        aten.lerp.Tensor: _lerp,
+        aten.lerp.Scalar: lambda node, depends: PLAIN,
+        aten.where.self: _where,
+        aten.masked_fill.Scalar: _masked_fill,
+        aten.masked_fill.Tensor: _masked_fill,
+    }
+    | WINDOWS
+    | NORMS
+)

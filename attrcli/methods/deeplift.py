@@ -1,0 +1,53 @@
+"""DeepLIFT."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from attrcli.errors import UsageError
+from attrcli.methods import _deeplift_rules as rules
+from attrcli.methods._method import Attribution, require_baseline
+from attrcli.model import Model, Target
+
+
+@dataclass(frozen=True)
+class DeepLift:
+    """C_i = m_i (x_i - x'_i): differences from the baseline, handed back through multipliers in place of gradients.
+
+    Sums to f(x) - f(x') on every graph. Each op has its own rule: the quotient of differences for activations
+    (Rescale), half and half for products, the two winners of a max pool; norms, softmax and attention are taken apart.
+    What an op decides by comparing (a mask, an order) is not attributed but booked as remainder. An op without a rule
+    is refused.
+    """
+
+    paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv 1704.02685 (section 3)"
+    cost: ClassVar[str] = "1 forward + 1 backward, and 1 forward for each distinct baseline"
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient", "baseline"})
+    axioms: ClassVar[frozenset[str]] = frozenset({"complete", "dummy", "linear", "batch_exact"})
+
+    output: Literal["contribution", "multiplier"] = "contribution"
+    """multiplier: m_i itself, which need not be multiplied by the difference."""
+
+    def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """One of each; the baseline's pass is shared."""
+        return 1, 1
+
+    def attribute(
+        self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
+    ) -> Attribution:
+        """Propagate multipliers from the score to the input. Raises UnsupportedOp for an op without a rule."""
+        baseline = require_baseline("deeplift", inputs, baseline)
+        if target.score != "logit":
+            raise UsageError(f"deeplift explains logits, whose differences add up; --score {target.score} is no logit")
+        ruled = model.ruled(inputs, rules.choose, "deeplift", "integrated_gradients needs no rules")
+        shared = not target.held and model.broadcasts(inputs) and bool((baseline == baseline[:1]).all())
+        parts, remainders = [], []
+        for rows in model.passes(len(inputs)):
+            references = baseline[:1] if shared else baseline[rows]
+            multipliers, _ = model.gradient(inputs[rows], target.take(rows), ruled=ruled, references=references)
+            parts.append(multipliers)
+            remainders.append(ruled.remainder(len(rows)))
+        multipliers = torch.cat(parts)
+        values = multipliers if self.output == "multiplier" else multipliers * (inputs - baseline)
+        return Attribution(values, remainder=torch.cat(remainders))
