@@ -70,5 +70,5 @@ def _probabilities(values: torch.Tensor) -> str:
         return ""
     if values.dim() > 1 and values.shape[1] > 1 and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
         return "they add up to 1"
-    different = torch.unique(values).numel()  # type: ignore[no-untyped-call]
+    different = torch.unique(values).numel()
     return "all lie between 0 and 1" if different >= _FEWEST else ""

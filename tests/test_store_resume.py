@@ -285,6 +285,12 @@ def lacks_a_dataset(path):
         del file["label"]
 
 
+def has_a_group_for_a_dataset(path):
+    lacks_a_dataset(path)
+    with h5py.File(path, "r+") as file:
+        file.create_group("label")
+
+
 def cut_short(path):
     make(path, names(2))
     path.write_bytes(path.read_bytes()[:100])
@@ -308,7 +314,7 @@ def test_a_file_of_others_is_never_replaced(path, spoil, force):
         target.rmdir() if before is None else target.unlink()
 
 
-@pytest.mark.parametrize("spoil", [newer_schema, lacks_a_dataset, cut_short, Path.touch])
+@pytest.mark.parametrize("spoil", [newer_schema, lacks_a_dataset, has_a_group_for_a_dataset, cut_short, Path.touch])
 @pytest.mark.parametrize("suffix", ["", ".part"])
 def test_a_run_file_that_cannot_go_on_is_left_alone_without_force(path, spoil, suffix):
     target = Path(f"{path}{suffix}")

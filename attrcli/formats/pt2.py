@@ -91,14 +91,14 @@ class Pt2:
     def _fed(self, feed: Feed, samples: Mapping[str, Sample], batches: Sequence[int]) -> fx.GraphModule:
         for name, kind, held in self._sources:
             if kind in _STORED:
-                feed.env[name] = feed.b.tensor(
-                    self._tensors[held], held, parameter=kind == "parameter", state=kind != "tensor_constant"
-                )
+                value = feed.b.tensor(self._tensors[held], held, parameter=kind == "parameter", state=True)
+                feed.env[name] = value
+                if held in self._written:
+                    feed.b.changes(value)
             elif kind == "user_input":
                 sample = samples[name]
                 shapes = [(batch, *sample.shape) for batch in batches]
                 feed.env[name] = feed.b.placeholder(name, shapes, sample.dtype)
-        feed.b.written.update(dict.fromkeys(self._written, ""))
         return feed.run(self._graph, self._results)
 
     def operations(self) -> dict[str, int]:

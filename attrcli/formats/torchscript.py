@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import fx
 
-from attrcli.errors import AttrcliError, ModelError
+from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
 from attrcli.graph.build import Builder
@@ -30,6 +30,16 @@ _FORBIDDEN = {
     r"\btorch\.classes\b": "a class written in C++",
 }
 """What TorchScript code may not hold: `torch.jit.load` runs `__setstate__`, and `aten::save` writes any path."""
+
+_UNSUPPORTED = {
+    r"\btorch\.classes\.quantized\b|\bops\.quantized\.": "quantised operations (ops.quantized) are not supported; "
+    "save the model before it is quantised, or export it to ONNX",
+    r"\bops\.prim\.\w*(?:MKLDNN|mkldnn)|\bops\.mkldnn\.|\btorch\.to_mkldnn\(": "operations of mkldnn, by torch.jit.optimize_for_inference, are not supported, and torch stores their "
+    "weights nowhere; save the model before it is optimised",
+    r"\btorch\.classes\.xnnpack\b|\bops\.prepacked\.": "packed operations, by torch.utils.mobile_optimizer, are not "
+    "supported; save the model before it is optimised",
+}
+"""What honest files hold that have been made ready for something else; looked for first."""
 
 _LARGEST_TEXT = 64 << 20
 
@@ -160,6 +170,9 @@ def _check_code(name: str, data: bytes) -> None:
     """Refuse what may not be in a source file, or a class that a pickle names, however it is laid out in lines."""
     text = data.decode("utf-8", "replace")
     code = re.sub(r"[\s\\]*([.(])[\s\\]*", r"\1", text) if name.endswith(".py") else text.replace("\n", ".")
+    for pattern, what in _UNSUPPORTED.items():
+        if re.search(pattern, code):
+            raise UnsupportedOp(f"{what} ({name})")
     for pattern, what in _FORBIDDEN.items():
         if re.search(pattern, code):
             raise ModelError(f"refused: its code ({name}) uses {what}; an honest model file does not need it")

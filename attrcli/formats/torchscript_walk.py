@@ -187,7 +187,7 @@ class Walk:
 
     def constant(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """A constant, or None."""
-        return self.lift(node.output().toIValue(), "constant")
+        return self.lift(node.output().toIValue(), "constant", state=True)
 
     def branch(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """The branch of an If whose condition is known."""
@@ -346,6 +346,7 @@ _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     "prim::data": _first,
     "prim::Uninitialized": lambda w, n, a, e: None,
     "prim::is_nested": lambda w, n, a, e: False,
+    "aten::_nested_tensor_from_mask_left_aligned": lambda w, n, a, e: False,
     "prim::requires_grad": lambda w, n, a, e: True,
     "aten::is_grad_enabled": lambda w, n, a, e: True,
     "aten::is_autocast_enabled": lambda w, n, a, e: False,

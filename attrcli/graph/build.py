@@ -93,7 +93,7 @@ class Builder:
             with self.graph.inserting_before(first):
                 node = self.graph.get_attr(path)
             node.meta["origin"] = name
-            value = Value((held, held), node, data=False, stored=True, state=name if state else "")
+            value = Value((held, held), node, data=False, stored=True, state=path if state else "")
             self._stored[id(tensor)] = (tensor, value)
         return self._stored[id(tensor)][1]
 
@@ -104,6 +104,11 @@ class Builder:
         if dtype.is_floating_point:
             dtype = self.dtype
         return self.tensor(torch.tensor(number, dtype=dtype), "literal")
+
+    def changes(self, value: Value) -> None:
+        """Note that the model writes to this tensor: refused in the end where it is state that an output depends on."""
+        if value.root.state:
+            self.written.setdefault(value.root.state, self.where)
 
     # -- numbers -------------------------------------------------------------------------------------------------
 
@@ -234,8 +239,8 @@ class Builder:
         self.graph.output(tuple(self.node(value) for value in outputs.values()))
         self.graph.eliminate_dead_code()
         for node in self.graph.nodes:
-            if node.op == "get_attr" and node.meta["origin"] in self.written:
-                self.where = self.written[node.meta["origin"]]
+            if node.op == "get_attr" and node.target in self.written:
+                self.where = self.written[node.target]
                 self.refuse(f"the model changes its own state: it writes to '{node.meta['origin']}', and reads it")
         module = fx.GraphModule(self.root, self.graph)
         module.meta["inputs"], module.meta["outputs"] = tuple(self.inputs), tuple(outputs)

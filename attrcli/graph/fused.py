@@ -135,6 +135,13 @@ def encoder_layer(
     return x
 
 
+def _nested(b: "Builder", *_: Any) -> Any:
+    return b.refuse(
+        "op aten._nested_tensor_from_mask, a TransformerEncoder's way to skip padding, is not supported: make the "
+        "encoder with enable_nested_tensor=False, or trace it with gradients enabled"
+    )
+
+
 def recurrent(op: Any) -> Any:
     """LSTM, GRU or RNN over a whole sequence, without the dropout between its layers."""
 
@@ -156,6 +163,7 @@ FUSED = {
     aten._scaled_dot_product_efficient_attention.default: efficient_attention,
     aten._native_multi_head_attention.default: multi_head_attention,
     aten._transformer_encoder_layer_fwd.default: encoder_layer,
+    aten._nested_tensor_from_mask.default: _nested,
     aten.lstm.input: recurrent(aten.lstm.input),
     aten.gru.input: recurrent(aten.gru.input),
     aten.rnn_tanh.input: recurrent(aten.rnn_tanh.input),

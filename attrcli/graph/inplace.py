@@ -29,8 +29,7 @@ def write(b: "Builder", op: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
     """
     name = op._schema.name.split("::")[1]
     target: Value = args[0]
-    if target.root.state:
-        b.written.setdefault(target.root.state, b.where)
+    b.changes(target)
     known = _is_known(target, leaves((args, kwargs)))
     new = filled(b, target, args[1] if len(args) > 1 else 0) if name in _FILLS else _functional(b, op, args, kwargs)
     if new.dtype != target.dtype:

@@ -56,7 +56,7 @@ class RunFile:
             self._read_small()
         except BaseException as error:
             self.close()
-            if isinstance(error, OSError | KeyError | ValueError | RuntimeError):
+            if isinstance(error, OSError | KeyError | ValueError | RuntimeError | AttributeError | TypeError):
                 raise UsageError(f"{self.path}: the run file is damaged ({error})") from error
             raise
 

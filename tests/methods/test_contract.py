@@ -38,6 +38,7 @@ SHAPE = (2, 9, 13)
 """Not a multiple of 16 elements: torch draws those in blocks, whose borders would hide a draw that depends on them."""
 
 AXIOMS = {
+    "deeplift": {"complete", "dummy", "linear", "batch_exact"},
     "gradient": {"dummy", "linear", "gradient", "batch_exact"},
     "input_x_gradient": {"dummy", "linear", "batch_exact"},
     "integrated_gradients": {"complete", "dummy", "linear", "batch_exact"},
