@@ -56,6 +56,20 @@ def test_an_axis_of_1_that_is_the_sample_s_own_stays(tmp_path, out):
     np.testing.assert_allclose(rows(out)["attribution"], [[[[2, 2], [2, 0]]]])
 
 
+class Counted(torch.nn.Module):
+    """x as often as m is long."""
+
+    def forward(self, x, m):
+        return x * m.shape[1] + 0 * m.flatten(1)[:, :1]
+
+
+def test_an_array_that_fits_both_ways_stays_as_it_is(tmp_path, out):
+    model = scripted(tmp_path / "net.pt", Counted(), SIZE)
+    x, m = saved(tmp_path, x=VALUES, m=np.ones((1, 7), np.float32))
+    explain(out, "--input", "x", "--fix", f"m={m}", "-t", "0", model=model, inputs=x, method="gradient")
+    np.testing.assert_allclose(rows(out)["attribution"], [[1, 0, 0, 0]] * 2)
+
+
 def test_a_fixed_array_that_fits_neither_way_is_told_how_it_should_be(tmp_path, out):
     model = scripted(tmp_path / "net.pt", Weighed(), SIZE)
     x, wrong = saved(tmp_path, x=VALUES, wrong=np.ones(3, np.float32))

@@ -109,6 +109,18 @@ def test_probabilities_without_a_known_activation_are_told_once(tmp_path, csv, o
     explain(tmp_path / "plain.h5", "--dry-run", model=model, inputs=csv)
 
 
+def test_an_empty_mask_is_told_of_the_inputs_alone(tmp_path, out):
+    """(N, 3) as classes at each of two positions: class 1 where x[0] is positive, else class 0."""
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["f"]), helper.make_node("Reshape", ["f", "s"], ["z"])]
+    weights = {"w": np.array([[0, 0, 1, 1, 0, 0]], np.float32), "s": np.array([-1, 3, 2])}
+    model = onnx_file(tmp_path / "m.onnx", nodes, {"x": ["N", 1]}, {"z": ["N", 3, 2]}, weights, TABLE)
+    (here, there), target = (table(tmp_path / f"{x}.csv", [[x]]) for x in (2, -2)), ("-t", "1@mask")
+    assert explain(out, *target, model=model, inputs=here).err == ""
+    told = explain(tmp_path / "b.h5", *target, model=model, inputs=[here, there]).err
+    assert told.count("in 1 of 2 inputs class 1 is the likeliest at no position") == 1
+    assert explain(tmp_path / "c.h5", *target, "--dry-run", model=model, inputs=there).err == ""
+
+
 @pytest.mark.parametrize("head", [None, "Softmax", "Sigmoid"])
 def test_logits_and_known_activations_are_not_told(tmp_path, csv, out, head):
     model = linear(tmp_path / "net.onnx", WEIGHT, head=head, sidecar=TABLE)

@@ -188,5 +188,31 @@ NUMBERS: dict[str, Callable[..., Any]] = {
 }
 """Arithmetic on numbers; on one that depends on the batch only what graph/ops.py lists as Python functions."""
 
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "Tensor": lambda value: isinstance(value, Value) and value.is_tensor,
+    "int": lambda value: isinstance(_concrete(value), int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(_concrete(value), float),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "NoneType": lambda value: value is None,
+    "List": lambda value: isinstance(value, list),
+    "Tuple": lambda value: isinstance(value, tuple),
+    "Dict": lambda value: isinstance(value, dict),
+}
+"""What a value must be for a type of TorchScript; the types of the elements are not looked at."""
+
+
+def _concrete(value: Any) -> Any:
+    return value.probes[0] if isinstance(value, Value) else value
+
+
+def is_instance(b: Builder, value: Any, kinds: list[str]) -> bool:
+    """prim::isinstance, for types by their names."""
+    tests = [_KINDS.get(kind.partition("[")[0]) for kind in kinds]
+    if None in tests:
+        b.unsupported(f"prim.isinstance of {', '.join(kinds)}")
+    return any(test(value) for test in tests if test)
+
+
 READS = frozenset(("Int", "Float", "Bool", "IntImplicit", "FloatImplicit", "ScalarImplicit", "item"))
 """What makes a number of a tensor."""

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from attrcli.errors import AttrcliError, ModelError
 from attrcli.formats.spec import Sample, named
-from attrcli.formats.torchscript_numbers import CONTAINERS, NUMBERS, READS, TENSOR_FACTS
+from attrcli.formats.torchscript_numbers import CONTAINERS, NUMBERS, READS, TENSOR_FACTS, is_instance
 from attrcli.graph.build import Builder, Value, is_tensor, leaves
 from attrcli.graph.value import tree_map
 
@@ -345,6 +345,7 @@ _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     "aten::_unwrap_optional": _first,
     "prim::data": _first,
     "prim::Uninitialized": lambda w, n, a, e: None,
+    "prim::isinstance": lambda w, n, a, e: is_instance(w.b, a[0], [str(kind) for kind in n.tys("types")]),
     "prim::is_nested": lambda w, n, a, e: False,
     "aten::_nested_tensor_from_mask_left_aligned": lambda w, n, a, e: False,
     "prim::requires_grad": lambda w, n, a, e: True,

@@ -203,7 +203,7 @@ def _worth_holding(value: Any, node: fx.Node, known: Mapping[fx.Node, Any]) -> b
     if not isinstance(value, torch.Tensor):
         return False
     sources = [known[item].numel() for item in node.all_input_nodes if isinstance(known[item], torch.Tensor)]
-    return bool(value.numel() <= max(1 << 18, *sources))
+    return bool(value.numel() <= max([1 << 18, *sources]))
 
 
 def place(module: fx.GraphModule, device: torch.device, *, channels_last: bool) -> fx.GraphModule:

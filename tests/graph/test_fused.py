@@ -38,7 +38,8 @@ def test_kernels_of_attention_become_the_one_op(name):
     assert aten.scaled_dot_product_attention.default in {node.target for node in graph.graph.nodes}
     assert_same(graph, lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.5), (2, 4, 6))
     outputs = {"cpu": 2, "flash": 9, "efficient": 4}[name]
-    assert len(KERNELS[name](b := Builder(torch.float64), b.literal([[[[1.0]]]]))) == outputs
+    b = Builder(torch.float64)
+    assert len(KERNELS[name](b, b.literal([[[[1.0]]]]))) == outputs
 
 
 def recurrent(b, x, dropout, train, layers=2):
