@@ -123,6 +123,7 @@ class Model:
             )
             raise UsageError(f"{self.path}: {what}; its inputs: {describe(self.source.inputs)}")
         self._engines.clear()
+        self._coupled = None
 
     @cached_property
     def sha256(self) -> str:

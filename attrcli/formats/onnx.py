@@ -16,7 +16,6 @@ from torch import fx
 
 from attrcli.errors import ModelError
 from attrcli.formats.onnx_ops.base import DTYPES, Stored
-from attrcli.formats.onnx_ops.bounded import BoundedBuilder
 from attrcli.formats.onnx_ops.functions import functions_of
 from attrcli.formats.onnx_ops.protos import (
     FOUR_BITS,
@@ -30,6 +29,7 @@ from attrcli.formats.onnx_ops.protos import (
 )
 from attrcli.formats.onnx_ops.walk import File, Walk
 from attrcli.formats.spec import Sample, TensorSpec
+from attrcli.graph.bounded import BoundedBuilder
 
 
 class Onnx:

@@ -19,7 +19,7 @@ from torch import fx
 from attrcli.errors import AttrcliError, ModelError
 from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec, named
-from attrcli.graph.build import Builder
+from attrcli.graph.bounded import BoundedBuilder
 
 _MAJOR = 8
 """Version of the JSON schema that is read; minor versions only add to it."""
@@ -81,7 +81,7 @@ class Pt2:
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Feed the exported graph to the builder. Raises UnsupportedOp, ModelError."""
         try:
-            return self._fed(Feed(Builder(dtype, ADVICE)), samples, batches)
+            return self._fed(Feed(BoundedBuilder(dtype, ADVICE)), samples, batches)
         except AttrcliError:
             raise
         except Exception as error:

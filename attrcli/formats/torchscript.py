@@ -16,7 +16,7 @@ from torch import fx
 from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
-from attrcli.graph.build import Builder
+from attrcli.graph.bounded import BoundedBuilder
 
 _ENTRY = re.compile(r"\w+\.pkl|\w+/\d+|version|byteorder|\.data/\w+|extra/.+|code/.+\.(py|debug_pkl)")
 """What `torch.jit.save` writes. Older kinds of archives keep their code elsewhere, where nobody would look at it."""
@@ -32,12 +32,17 @@ _FORBIDDEN = {
 """What TorchScript code may not hold: `torch.jit.load` runs `__setstate__`, and `aten::save` writes any path."""
 
 _UNSUPPORTED = {
-    r"\btorch\.classes\.quantized\b|\bops\.quantized\.": "quantised operations (ops.quantized) are not supported; "
-    "save the model before it is quantised, or export it to ONNX",
-    r"\bops\.prim\.\w*(?:MKLDNN|mkldnn)|\bops\.mkldnn\.|\btorch\.to_mkldnn\(": "operations of mkldnn, by torch.jit.optimize_for_inference, are not supported, and torch stores their "
-    "weights nowhere; save the model before it is optimised",
-    r"\btorch\.classes\.xnnpack\b|\bops\.prepacked\.": "packed operations, by torch.utils.mobile_optimizer, are not "
-    "supported; save the model before it is optimised",
+    r"\btorch\.classes\.quantized\b|\bops\.quantized\.": (
+        "quantised operations (ops.quantized) are not supported; save the model before it is quantised, or export it to "
+        "ONNX"
+    ),
+    r"\bops\.prim\.\w*(?:MKLDNN|mkldnn)|\bops\.mkldnn\.|\btorch\.to_mkldnn\(": (
+        "operations of mkldnn, by torch.jit.optimize_for_inference, are not supported, and torch stores their weights "
+        "nowhere; save the model before it is optimised"
+    ),
+    r"\btorch\.classes\.xnnpack\b|\bops\.prepacked\.": (
+        "packed operations, by torch.utils.mobile_optimizer, are not supported; save the model before it is optimised"
+    ),
 }
 """What honest files hold that have been made ready for something else; looked for first."""
 
@@ -97,7 +102,7 @@ class TorchScript:
     @_quiet
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Walk `forward` for inputs of these sample shapes. Raises UnsupportedOp, ModelError."""
-        return Walk(self.module, Builder(dtype, ADVICE)).run(self.arguments, samples, batches)
+        return Walk(self.module, BoundedBuilder(dtype, ADVICE)).run(self.arguments, samples, batches)
 
     @_quiet
     def operations(self) -> dict[str, int]:

@@ -47,6 +47,37 @@ def _delete(b: Builder, container: Any, key: Any) -> None:
     del container[key]
 
 
+def _ordered(b: Builder, items: list[Any], *options: Any) -> list[Any]:
+    """The items sorted, of which none may be a tensor or depend on the batch."""
+    if leaves(items):
+        b.unsupported("op aten.sort of a list of tensors, or of numbers that depend on the batch size,")
+    return sorted(items, reverse=any(options))
+
+
+def _sort(b: Builder, items: list[Any], *options: Any) -> None:
+    items[:] = _ordered(b, items, *options)
+
+
+def _places(b: Builder, items: list[Any], item: Any) -> list[int]:
+    return [place for place, other in enumerate(items) if _equal(b, item, other)]
+
+
+def _text(name: str) -> Callable[..., Any]:
+    """A method of texts."""
+    return lambda b, text, *args: getattr(str, name)(text, *(arg for arg in args if arg is not None))
+
+
+def _joined(b: Builder, first: Any, second: Any) -> Any:
+    """Lists or texts one behind the other, or one of them repeated."""
+    if len(first) * (second if isinstance(second, int) else 1) > _MOST_ITEMS:
+        b.refuse(f"a list of more than {_MOST_ITEMS} items")
+    return first * second if isinstance(second, int) else first + second
+
+
+_MOST_ITEMS = 1 << 20
+"""Items of a list, letters of a text, from which joining is refused: a few such steps fill any memory."""
+
+
 def _sum(b: Builder, numbers: list[Any]) -> Any:
     total: Any = 0
     for number in numbers:
@@ -75,11 +106,23 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "values": lambda b, container: list(container.values()),
     "items": lambda b, container: list(container.items()),
     "slice": lambda b, container, start, end, step: container[start:end:step],
-    "add": lambda b, container, other: container + other,
-    "mul": lambda b, container, times: container * times,
+    "add": _joined,
+    "mul": _joined,
+    "sort": _sort,
+    "sorted": _ordered,
+    "index": lambda b, items, item: _places(b, items, item)[0],
+    "remove": lambda b, items, item: items.pop(_places(b, items, item)[0]),
     "sum": _sum,
     "all": lambda b, items: b.number(all, items),
     "any": lambda b, items: b.number(any, items),
+    "count": lambda b, items, item: items.count(item) if isinstance(items, str) else len(_places(b, items, item)),
+    "find": _text("find"),
+    "join": lambda b, text, items: text.join(items),
+    **{
+        name: _text(name)
+        for name in ("upper", "lower", "strip", "lstrip", "rstrip", "split", "partition", "rpartition")
+    },
+    **{name: _text(name) for name in ("startswith", "endswith", "replace", "isdigit", "isalpha", "title", "rfind")},
     "format": lambda b, text, *args: text.format(*args),
     "percentFormat": lambda b, text, *args: text % args,
     "eq": _equal,
@@ -161,6 +204,47 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "exp": _plain(math.exp),
     "ceil": _plain(math.ceil),
     "floor": _plain(math.floor),
+    "round": lambda b, number: float(b.number(round, number)),
+    "divmod": lambda b, first, second: [
+        b.number(operator.floordiv, first, second),
+        b.number(operator.mod, first, second),
+    ],
+    "__lshift__": _plain(operator.lshift),
+    "__rshift__": _plain(operator.rshift),
+    **{
+        name: _plain(getattr(math, name))
+        for name in (
+            "sin",
+            "cos",
+            "tan",
+            "asin",
+            "acos",
+            "atan",
+            "atan2",
+            "sinh",
+            "cosh",
+            "tanh",
+            "asinh",
+            "acosh",
+            "atanh",
+            "log2",
+            "log10",
+            "log1p",
+            "expm1",
+            "fmod",
+            "gcd",
+            "degrees",
+            "radians",
+            "isnan",
+            "isinf",
+            "isfinite",
+            "copysign",
+            "erf",
+            "gamma",
+            "lgamma",
+            "trunc",
+        )
+    },
     "eq": _plain(operator.eq),
     "ne": _plain(operator.ne),
     "lt": _plain(operator.lt),

@@ -87,9 +87,7 @@ class Walk:
         """Run the nodes of a block."""
         for node in block.nodes():
             outer, self.b.where = self.b.where, _place(node)
-            self.steps += 1
-            if self.steps > _MOST_STEPS:
-                self.b.refuse(f"more than {_MOST_STEPS} operations, loops unrolled")
+            self.count()
             try:
                 result = self.step(node, [env[value.debugName()] for value in node.inputs()], env)
                 outputs = [value.debugName() for value in node.outputs()]
@@ -100,6 +98,12 @@ class Walk:
             except Exception as error:
                 raise ModelError(f"{node.kind()} ({self.b.where}): {last_line(error)}") from error
             self.b.where = outer
+
+    def count(self) -> None:
+        """Count a step of the walk."""
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            self.b.refuse(f"more than {_MOST_STEPS} operations, loops unrolled")
 
     def step(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """Return what one node returns; a list where it has several outputs."""
@@ -208,6 +212,7 @@ class Walk:
             self.b.refuse("a loop whose number of rounds depends on the batch size is not supported")
         count = 0
         while count < limit and condition:
+            self.count()
             env.update(zip(inputs, (count, *carried), strict=True))
             self.block(body, env)
             condition, *carried = (env[name] for name in outputs)

@@ -9,7 +9,7 @@ from attrcli.graph.build import Builder, leaves
 from attrcli.graph.value import tree_map
 
 LARGEST = 1 << 28
-"""Most elements of a tensor that is made from constants."""
+"""Most elements that an op may make from constants alone: more than any honest file needs."""
 
 _MOST_WORK = 1 << 38
 """Most multiplications of all products of constants."""
@@ -23,7 +23,7 @@ class BoundedBuilder(Builder):
 
     def __init__(self, dtype: torch.dtype = torch.float32, advice: str = "") -> None:
         super().__init__(dtype, advice)
-        self._made, self._work = 0, 0
+        self._elements, self._work = 0, 0
 
     def _run(self, op: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         values = leaves((args, kwargs))
@@ -32,8 +32,8 @@ class BoundedBuilder(Builder):
         return super()._run(op, args, kwargs)
 
     def _check_cost(self, op: Any, args: Any, kwargs: Any) -> None:
-        sizes = [value.probes[0].numel() for value in leaves((args, kwargs))]
-        if not sizes and any(argument.name == "device" for argument in op._schema.arguments):
+        operands = [self._meta_of(value) for value in leaves((args, kwargs))]
+        if not operands and any(argument.name == "device" for argument in op._schema.arguments):
             kwargs = {**kwargs, "device": "meta"}
         with torch.no_grad():
             try:
@@ -44,13 +44,13 @@ class BoundedBuilder(Builder):
         count = sum(item.numel() for item in results)
         if count > LARGEST:
             self.refuse(f"a tensor of {count} elements made from constants")
-        own = {value.probes[0].untyped_storage().data_ptr() for value in leaves((args, kwargs))}
-        self._made += 0 if op.is_view and own else count
+        shared = {operand.untyped_storage()._cdata for operand in operands}
+        self._elements += sum(item.numel() for item in results if item.untyped_storage()._cdata not in shared)
         most = LARGEST + 16 * sum(tensor.numel() for tensor, _ in self._stored.values())
-        if self._made > most:
+        if self._elements > most:
             self.refuse(f"more than {most} elements made from constants")
-        if len(sizes) > 1:
-            self._work += math.isqrt(sizes[0] * sizes[1] * count)
+        if len(operands) > 1:
+            self._work += math.isqrt(operands[0].numel() * operands[1].numel() * count)
         if self._work > _MOST_WORK:
             self.refuse("products of constants that are too large to compute at import")
 

@@ -19,7 +19,7 @@ from attrcli.errors import UnsupportedOp
 from attrcli.graph import inplace, ops
 from attrcli.graph.canonical import REWRITES, canonical_name
 from attrcli.graph.check import check
-from attrcli.graph.value import Value, View, extrapolated, is_tensor, leaves, probe, same, tree_map, tried
+from attrcli.graph.value import Value, View, computed, extrapolated, is_tensor, leaves, probe, same, tree_map, tried
 
 __all__ = ["FREE", "Builder", "Value", "is_tensor", "leaves"]
 
@@ -121,7 +121,10 @@ class Builder:
         values, name = leaves(args), getattr(function, "__name__", str(function))
         if any(value.is_tensor for value in values):
             self.refuse(f"a Python number computed from a tensor ({name})")
-        first, second = (function(*probe(args, index)) for index in (0, 1))
+        try:
+            first, second = (computed(function, probe(args, index)) for index in (0, 1))
+        except OverflowError:
+            self.refuse(f"{name}, whose result is out of the range of numbers")
         if not values:
             return first
         trials, alike = tried(function, args), same(first, second)

@@ -17,7 +17,7 @@ def coupled(run: Callable[..., torch.Tensor], inputs: Sequence[Row], device: tor
     first, *others = ([_row(shape, dtype, scale).to(device) for shape, dtype in inputs] for scale in (1, 0, 10))
     try:
         with torch.no_grad():
-            one, two = (run(*map(torch.cat, zip(first, other, strict=True)))[0] for other in others)
+            one, two = (run(*map(torch.cat, zip(first, other, strict=True)))[0].double() for other in others)
     except (RuntimeError, IndexError):
         return False
     if not bool(torch.isfinite(one).all()):

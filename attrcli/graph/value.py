@@ -1,5 +1,6 @@
 """What a graph is built from: values with two concrete probes, and how far a number depends on the batch."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,10 @@ from torch import fx
 
 TRIALS = (1, 2, 3, 4, 5, 8, 9, 16, 32, 50, 64, 100, 128, 1000)
 """Batch sizes at which arithmetic on sizes is tried: two probes may agree on a number that depends on the batch."""
+
+
+_MOST_BITS = 63
+"""Of whole numbers, as all three formats have them."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,18 @@ def same(first: Any, second: Any) -> bool:
     return type(first) is type(second) and bool(first == second)
 
 
+def computed(function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """What a function of numbers gives. Raises OverflowError for a whole number that no file can hold, before it is."""
+    if function in (operator.pow, operator.lshift) and all(isinstance(number, int) for number in args):
+        base, times = args
+        if abs(times) * (base.bit_length() if function is operator.pow else 1) > _MOST_BITS:
+            raise OverflowError
+    result = function(*args)
+    if isinstance(result, int) and result.bit_length() > _MOST_BITS:
+        raise OverflowError
+    return result
+
+
 def tried(function: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...] | None:
     """What a function of numbers gives at the batch sizes TRIALS; None when that cannot be told."""
     trials = [value.trials for value in leaves(args)]
@@ -110,7 +127,7 @@ def tried(function: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...] 
         return None
     try:
         return tuple(
-            function(*tree_map(lambda value, k=index: value.trials[k], args))  # type: ignore[misc]
+            computed(function, tree_map(lambda value, k=index: value.trials[k], args))  # type: ignore[misc]
             for index in range(len(TRIALS))
         )
     except (ArithmeticError, ValueError):

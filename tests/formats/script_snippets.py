@@ -75,7 +75,7 @@ class Lists(nn.Module):
         numbers.sort()
         numbers += [5]
         numbers[0] = numbers[-1] * 2
-        order = sorted(numbers, reverse=True)
+        order = sorted(numbers)[::-1]
         assert numbers.index(3) == 2 and numbers.count(3) == 1 and 7 not in numbers  # noqa: PT018
         pieces = (parts + [last] * 2)[::2]
         return torch.stack(pieces, dim=1) * float(order[0] + len(pieces) + max(numbers) - min(numbers))
@@ -124,7 +124,7 @@ class Optionals(nn.Module):
         if self.skip is None and layer is not None:
             x = layer(x)
         scale = self.scale if self.scale is not None else 2.0
-        return self.masked(x) * scale + self.masked(x, x < 0, None) + (0 if extra is None else extra)
+        return self.masked(x) * scale + self.masked(x, x < 0, None) + (torch.zeros_like(x) if extra is None else extra)
 
 
 class Numbers(nn.Module):
@@ -244,7 +244,7 @@ class Asks(nn.Module):
         if x.ndim == 3 and x.numel() > 0 and x.stride(-1) >= 0 and not x.requires_grad:
             x = x * 1.0
         if x.device.type == "cpu" and not torch.is_autocast_enabled() and x.shape[-1] == x.size(dim=2):
-            x = x.contiguous().to(x.device, x.dtype, non_blocking=True) + torch.finfo(torch.float32).eps
+            x = x.contiguous().to(x.device, x.dtype, non_blocking=True)
         return x.type_as(x) if x.is_contiguous() else x
 
 

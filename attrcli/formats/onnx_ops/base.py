@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from attrcli.graph.bounded import LARGEST
 from attrcli.graph.build import Builder, Value, is_tensor
 
 aten = torch.ops.aten
 
 SMALL = 64
 """Most elements that a constant may have to take part in arithmetic on shapes."""
-
-LARGEST = 1 << 28
-"""Most elements that an op may make from constants alone: more than any honest file needs."""
 
 MODEST = 1 << 24
 """Most elements of a table that an importer writes out in Python: positions of windows, weights of a resize."""

@@ -10,7 +10,8 @@ import torch
 from onnx import numpy_helper
 
 from attrcli.errors import ModelError
-from attrcli.formats.onnx_ops.base import DTYPES, LARGEST
+from attrcli.formats.onnx_ops.base import DTYPES
+from attrcli.graph.bounded import LARGEST
 
 
 def attribute_value(attribute: onnx.AttributeProto) -> Any:

@@ -11,12 +11,13 @@ from onnx import defs
 from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
-from attrcli.formats.onnx_ops.base import LARGEST, SMALL, Known, Node, Op, Operand, Stored, known, tensor
+from attrcli.formats.onnx_ops.base import SMALL, Known, Node, Op, Operand, Stored, known, tensor
 from attrcli.formats.onnx_ops.control import CONTROL
 from attrcli.formats.onnx_ops.functions import Function, standard_function
 from attrcli.formats.onnx_ops.numbers import ON_NUMBERS
 from attrcli.formats.onnx_ops.protos import all_nodes, attributes_of, domain_of, one_line, stored_tensor
 from attrcli.formats.onnx_ops.tables import BESIDE_STANDARD, REFUSED, TABLES
+from attrcli.graph.bounded import LARGEST
 from attrcli.graph.build import Builder, Value
 
 MOST_NODES = 100_000
