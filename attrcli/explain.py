@@ -9,37 +9,36 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from attrcli import __version__, baselines, data, methods, targets
+from attrcli import __version__, data, methods
+from attrcli.batch import Array, Batch, Columns, compute, rank_correlation
 from attrcli.config import Config
-from attrcli.errors import AttrcliWarning, InputError, ModelError, UsageError
-from attrcli.methods._method import Attribution
+from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.plan import Plan, Sample
-from attrcli.score import Head, Target, apply_head, select
 from attrcli.store import RunFile, RunWriter, Status
 
 __all__ = ["Config", "Plan", "Summary", "explain"]
 
-Array = npt.NDArray[Any]
-Columns = dict[str, Array]
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
 
 
 @dataclass
 class Summary:
-    """What a run did. `gaps` are |gap| / sum of |attribution| of the rows that are ok; `errors` are (id, message)."""
+    """What a run did. `gaps` are |gap| / sum of |attribution| of the rows that are ok; `errors` are (id, message).
+
+    `rank_correlation` is that of bfloat16 with float32, where the run was in the former.
+    """
 
     out: Path
     rows: int
@@ -50,23 +49,8 @@ class Summary:
     removed: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
     accuracy: tuple[int, int] | None = None
+    rank_correlation: float | None = None
     gaps: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _Batch:
-    """The inputs of one cell of the grid and what became of them; `notes` are messages, also of rows that are ok."""
-
-    rows: slice
-    ids: list[str]
-    samples: list[Sample]
-    labels: Array
-    todo: list[int]
-    notes: list[str]
-
-    def good(self) -> list[int]:
-        """The places of what can be explained, as far as is known."""
-        return [place for place, note in enumerate(self.notes) if not note]
 
 
 def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) -> Summary:
@@ -88,7 +72,14 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
                 if number + 2 < len(grid):
                     ahead.append(reader.submit(_read, plan, writer, grid[number + 2]))
                 if samples and (batch := _batch(plan, writer, rows, samples)).todo:
-                    columns, status = _compute(plan, batch)
+                    plan.explained.on_pass = _within(plan, rows, progress)
+                    columns, status = compute(plan, batch)
+                    if (
+                        plan.config.precision == "bf16"
+                        and summary.rank_correlation is None
+                        and "attribution" in columns
+                    ):
+                        summary.rank_correlation = rank_correlation(plan, batch, columns)
                     if pending is not None:
                         pending.result()
                     pending = behind.submit(_write, writer, batch, columns, status)
@@ -105,6 +96,20 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
     summary.resumed = summary.rows - summary.computed
     _summarise(plan, summary)
     return summary
+
+
+def _within(plan: Plan, rows: slice, progress: Progress) -> Callable[[int], None]:
+    """Progress within a batch, from the passes that the method said it takes."""
+    count = rows.stop - rows.start
+    forward, _ = plan.method.passes(plan.attribution_shape)
+    done = 0
+
+    def passed(some: int) -> None:
+        nonlocal done
+        done += some
+        progress("explain", rows.start + min(done // max(forward, 1), count - 1), len(plan.records))
+
+    return passed
 
 
 def _named(name: str, message: str) -> str:
@@ -145,7 +150,7 @@ def _unchanged(plan: Plan, record: data.Record, sha256: str) -> bool:
     return False
 
 
-def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) -> _Batch:
+def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) -> Batch:
     """The samples with what is known to be wrong with each, and which rows are missing or come from changed inputs."""
     labels = plan.labels[rows]
     todo = [
@@ -154,7 +159,7 @@ def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) ->
         if writer.status[rows.start + i] != Status.OK or writer.sha256(rows.start + i) != sample.sha256
     ]
     notes = [_problem(plan, sample, int(label)) for sample, label in zip(samples, labels, strict=True)]
-    return _Batch(rows, [record.id for record in plan.records[rows]], samples, labels, todo, notes)
+    return Batch(rows, [record.id for record in plan.records[rows]], samples, labels, todo, notes)
 
 
 def _problem(plan: Plan, sample: Sample, label: int) -> str:
@@ -169,131 +174,7 @@ def _problem(plan: Plan, sample: Sample, label: int) -> str:
     return ""
 
 
-# -- one batch -----------------------------------------------------------------------------------------------------
-
-
-def _compute(plan: Plan, batch: _Batch) -> tuple[Columns, Array]:
-    """Columns and status of one batch, whole or not at all, so that a row's numbers do not depend on an interruption.
-
-    The place of a sample that cannot be explained is filled with a copy of another: the rest then has the very numbers
-    that it would have had without it.
-    """
-    columns: Columns = {"label": batch.labels, "sample_sha256": np.array([sample.sha256 for sample in batch.samples])}
-    status = np.full(len(batch.samples), int(Status.ERROR), dtype=np.uint8)
-    while (good := batch.good()) and not set(good).isdisjoint(batch.todo):
-        places = [i if i in good else good[0] for i in range(len(batch.samples))]
-        try:
-            made, notes = _explain_rows(plan, batch, places)
-        except torch.OutOfMemoryError:
-            _halve(plan)
-        except InputError as error:
-            failing = _failing(plan, batch, good) or dict.fromkeys(good, str(error))
-            for i, message in failing.items():
-                batch.notes[i] = message
-        else:
-            for i in good:
-                status[i], batch.notes[i] = Status.OK, notes[i]
-            return columns | made, status
-    return columns, status
-
-
-def _halve(plan: Plan) -> None:
-    if plan.model.rows == 1:
-        raise ModelError("out of memory on the device with one row per pass")
-    plan.model.rows = plan.explained.rows = plan.model.rows // 2
-    torch.cuda.empty_cache()
-
-
-def _failing(plan: Plan, batch: _Batch, good: Sequence[int]) -> dict[int, str]:
-    """Which samples cannot be explained, and why: as their scores tell, else as explaining each of them alone tells."""
-    found: dict[int, str] = {}
-    for run in (_scored, _explain_rows):
-        for i in good:
-            try:
-                run(plan, batch, [i])
-            except InputError as error:
-                found[i] = str(error)
-        if found:
-            break
-    return found
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Inputs (N, ...) of the model, or of a node, with logits (N, K, ...), target and score (N,), float64."""
-
-    inputs: torch.Tensor
-    logits: torch.Tensor
-    head: Head
-    target: Target
-    score: torch.Tensor
-
-
-def _scored(plan: Plan, batch: _Batch, places: Sequence[int]) -> _Scored:
-    """Run some samples of a batch forward. Raises NonFiniteError naming the node."""
-    model = plan.model
-    inputs = plan.tensor([batch.samples[i].x for i in places])
-    logits = model.logits(inputs)
-    head = model.head(inputs)
-    labels = torch.from_numpy(batch.labels[list(places)].astype(np.int64))
-    target = targets.resolve(plan.wanted, plan.config.score, logits, head, labels)  # type: ignore[arg-type]
-    seeds = [baselines.seed_of(batch.ids[i], plan.config.seed) for i in places]
-    target = replace(target, seed=torch.tensor(seeds, device=inputs.device))
-    score = select(logits, target, head).double()
-    if not bool(torch.isfinite(score).all()):
-        model.scores(inputs, target)  # raises, naming the node
-    return _Scored(inputs, logits, head, target, score)
-
-
-def _explain_rows(plan: Plan, batch: _Batch, places: Sequence[int]) -> tuple[Columns, Sequence[str]]:
-    """Explain some samples of a batch: columns (N, ...) and a note for each."""
-    run, baseline = _scored(plan, batch, places), None
-    if plan.baseline is not None:
-        raws = [plan.baseline(batch.samples[i].raw, batch.ids[i], plan.config.seed) for i in places]
-        baseline = plan.tensor([plan.encode(raw) for raw in raws])
-    if plan.config.at is not None:
-        held = replace(run.target, held=plan.model.arguments(run.inputs))
-        run = replace(run, target=held, inputs=plan.model.activation(plan.config.at, run.inputs))
-        baseline = None if baseline is None else plan.model.activation(plan.config.at, baseline)
-    result = plan.method.attribute(plan.explained, run.inputs, run.target, baseline)
-    if not bool(torch.isfinite(result.values.sum())):
-        raise InputError(f"{plan.config.method} made a value that is not finite")
-    prediction = apply_head(run.logits, run.head)
-    columns = {
-        "attribution": result.values,
-        "prediction": prediction.flatten(1) if prediction.dim() > 1 else prediction[:, None],
-        "target": targets.classes_of(run.target),
-        "score": run.score,
-        **_completeness(plan, result, run, baseline),
-    }
-    notes = result.note or [""] * len(places)
-    return {name: value.detach().cpu().numpy() for name, value in columns.items()}, notes
-
-
-def _completeness(
-    plan: Plan, result: Attribution, run: _Scored, baseline: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """baseline_score, completeness_delta = sum of the attribution - (score - baseline_score), and the remainder."""
-    reference = result.baseline_score
-    if reference is None and baseline is not None:
-        shared = plan.baseline is not None and plan.baseline.shared and not run.target.held
-        logits = plan.explained.logits(baseline[:1] if shared else baseline, run.target.held)
-        logits = logits.expand(len(run.score), *logits.shape[1:])
-        reference = select(logits, run.target, plan.explained.head(baseline)).double()
-        same = (run.inputs == baseline).flatten(1).all(1)
-        reference = torch.where(same, run.score, reference)  # a row alone rounds unlike the same row among others
-    found: dict[str, torch.Tensor] = {}
-    if reference is not None:
-        found["baseline_score"] = reference
-        if "complete" in plan.method.axioms:
-            total = result.values.flatten(1).sum(1, dtype=torch.float64)
-            found["completeness_delta"] = total - (run.score - reference)
-    if result.remainder is not None:
-        found["remainder"] = result.remainder
-    return found
-
-
-def _write(writer: RunWriter, batch: _Batch, columns: Columns, status: Array) -> None:
+def _write(writer: RunWriter, batch: Batch, columns: Columns, status: Array) -> None:
     """Write the rows that are to do, in runs of neighbours."""
     todo = batch.todo
     breaks = [0, *(k for k in range(1, len(todo)) if todo[k] != todo[k - 1] + 1), len(todo)]

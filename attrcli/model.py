@@ -11,6 +11,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,12 @@ class Model:
                 'end in one over the classes: write activation = "none" under [output] to explain what it outputs'
             )
         return found
+
+    def in_full(self) -> "Model":
+        """The same model without bfloat16."""
+        exact = copy(self)
+        exact.lowered, exact._engines = False, {}
+        return exact
 
     # -- at a node -----------------------------------------------------------------------------------------------
 

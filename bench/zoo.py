@@ -46,10 +46,20 @@ def survey(names: Sequence[str], dtype: torch.dtype) -> dict[tuple[str, str], An
 
 
 def written(outcome: Any) -> str:
-    """A cell of the table: the verdict, and the larger of its two errors."""
+    """A cell of the table: the verdict, and the errors of outputs and of gradients."""
     if outcome.verdict in ("ok", "wrong"):
-        return f"{outcome.verdict} {max(outcome.outputs, outcome.gradients):.0e}"
+        errors = (f"{error:.0e}" if error else "0" for error in (outcome.outputs, outcome.gradients))
+        return f"{outcome.verdict} {', '.join(errors)}"
     return str(outcome.verdict)
+
+
+INTRODUCTION = """# Architectures and formats
+
+Written by `python bench/zoo.py --markdown bench/zoo.md`. Every architecture of `tests/zoo` in every format, saved by
+torch and imported. A cell holds the largest errors of outputs and of input gradients, relative to the largest element,
+at batch 1, 3 and 5. *ok* is at most 1e-10, for ONNX 1e-6 since its exporters round constants to single precision, and
+1e-5 for float32. *not saved*: torch itself cannot.
+"""
 
 
 def markdown(found: Mapping[tuple[str, str], Any], names: Sequence[str], dtype: torch.dtype, seconds: float) -> str:
@@ -57,13 +67,7 @@ def markdown(found: Mapping[tuple[str, str], Any], names: Sequence[str], dtype: 
     verdicts = [outcome.verdict for outcome in found.values()]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("ok", "refused", "wrong", "not saved"))
     lines = [
-        "# Architectures and formats",
-        "",
-        "Written by `python bench/zoo.py --markdown bench/zoo.md`. Every architecture of `tests/zoo` in every format; a",
-        "cell holds the largest error of outputs and input gradients, relative to the largest element, at batch 1, 3 and",
-        "5. *ok* is at most 1e-10 (ONNX 1e-6: its exporters round constants to single precision; all formats in float32",
-        "1e-5). *not saved*: torch itself cannot.",
-        "",
+        INTRODUCTION,
         f"torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, Python {platform.python_version()};"
         f" {len(found)} cells in {seconds:.0f} s: {counts}.",
         "",

@@ -48,6 +48,7 @@ MAY_IMPORT["aside"] = {"config", "formats", "data", "preprocess", "baselines", "
 MAY_IMPORT["outputs"] = {"model", "errors"}
 MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
+MAY_IMPORT["batch"] = set(MAY_IMPORT)
 VERBS = {"explain", "evaluate", "compare", "prune", "train_vae", "inspect", "export", "overlays"}
 MAY_IMPORT |= {verb: set(MAY_IMPORT) for verb in VERBS}
 MAY_IMPORT["cli"] = VERBS | {"config", "methods", "metrics", "errors"}

@@ -135,13 +135,13 @@ def test_an_input_that_goes_away_during_the_run(folder, out, monkeypatch):
     from attrcli import explain as verb
 
     paths = images(folder, 12)
-    compute = verb._compute
+    compute = verb.compute
 
     def slow(plan, batch):
         paths[-1].unlink(missing_ok=True)
         return compute(plan, batch)
 
-    monkeypatch.setattr(verb, "_compute", slow)
+    monkeypatch.setattr(verb, "compute", slow)
     done = explain(out, "--batch-size", "2", inputs=folder, code=3)
     assert "no such file" in done.err
     assert rows(out)["status"].tolist() == [1] * 11 + [2]

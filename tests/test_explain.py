@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_runs import CNN, MLP, SAMPLES, TEST, TRAIN, assert_same_rows, image, images, linear, rows, table
+from scipy.stats import rankdata
 
 from attrcli import data
 from attrcli.config import Config
@@ -198,7 +199,9 @@ def test_reading_and_writing_run_beside_the_computation(tmp_path, monkeypatch):
     )
     seen = []
     explain(plan, lambda stage, done, total: seen.append((stage, done, total)))
-    assert seen == [("explain", done, 60) for done in (16, 32, 48, 60)]
+    assert {("explain", done, 60) for done in (16, 32, 48, 60)} <= set(seen)
+    assert seen == sorted(seen)
+    assert len(seen) > 8  # within batches, too
     assert len(threads["read"]) == len(threads["write"]) == 1
     assert threading.get_ident() not in threads["read"] | threads["write"]
     assert threads["read"].isdisjoint(threads["write"])
@@ -275,3 +278,17 @@ def test_netcdf_readers_find_named_dimensions(finished):
     with h5py.File(finished[0]) as file:
         assert [dim.label for dim in file["attribution"].dims] == ["sample", "channel", "y", "x"]
         assert json.loads(file["prediction"].attrs["shape"]) == [10]
+
+
+def test_bfloat16_tells_what_it_costs(tmp_path):
+    """Spearman's correlation of its attributions with those of float32, from two run files, is what the run says."""
+    runs = {}
+    for precision in ("float32", "bf16"):
+        given = {**IG, "inputs": (str(TEST),), "limit": 4, "out": str(tmp_path / f"{precision}.h5")}
+        runs[precision] = explain(Plan(Config(**given, precision=precision)))
+    assert runs["float32"].rank_correlation is None
+    with RunFile(runs["float32"].out) as exact, RunFile(runs["bf16"].out) as coarse:
+        ranks = [rankdata(run["attribution"][:].reshape(4, -1), axis=1) for run in (exact, coarse)]
+    expected = np.mean([np.corrcoef(one, other)[0, 1] for one, other in zip(*ranks, strict=True)])
+    assert 0.9 < expected < 1
+    assert runs["bf16"].rank_correlation == pytest.approx(expected, abs=1e-3)

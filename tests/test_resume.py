@@ -189,7 +189,7 @@ def interrupted(monkeypatch, out, folder):
     """A run of batches of three that stops before the third; what it printed."""
     from attrcli import explain as verb
 
-    compute, calls = verb._compute, []
+    compute, calls = verb.compute, []
 
     def stopping(plan, batch):
         calls.append(batch.rows)
@@ -197,7 +197,7 @@ def interrupted(monkeypatch, out, folder):
             raise KeyboardInterrupt
         return compute(plan, batch)
 
-    monkeypatch.setattr(verb, "_compute", stopping)
+    monkeypatch.setattr(verb, "compute", stopping)
     done = explain(out, "--batch-size", "3", inputs=folder, code=130)
     monkeypatch.undo()
     return done

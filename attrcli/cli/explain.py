@@ -52,7 +52,7 @@ def explain(
     at: Annotated[str | None, typer.Option("--at", help="Explain at a node of the graph instead of the input.")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", help="auto, or rows per pass.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="float32 or float64.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="float32, float64 or bf16 (coarse).")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all that is drawn, per input.")] = None,
     deterministic: Annotated[
@@ -147,6 +147,8 @@ def _report(summary: "Summary", drawn: int | None, folder: str, as_json: bool) -
         ordered = sorted(summary.gaps)
         facts["gap_median"] = float(f"{ordered[len(ordered) // 2]:.2g}")
         facts["gap_max"] = float(f"{ordered[-1]:.2g}")
+    if summary.rank_correlation is not None:
+        facts["rank_correlation"] = round(summary.rank_correlation, 4)
     if drawn is not None:
         facts |= {"overlays": drawn, "folder": folder} if as_json else {"overlays": f"{drawn} in {Path(folder)}"}
     print_facts(facts, as_json)

@@ -33,8 +33,8 @@ _FORBIDDEN = {
 
 _UNSUPPORTED = {
     r"\btorch\.classes\.quantized\b|\bops\.quantized\.": (
-        "quantised operations (ops.quantized) are not supported; save the model before it is quantised, or export it to "
-        "ONNX"
+        "quantised operations (ops.quantized) are not supported; save the model before it is quantised, or export it "
+        "to ONNX"
     ),
     r"\bops\.prim\.\w*(?:MKLDNN|mkldnn)|\bops\.mkldnn\.|\btorch\.to_mkldnn\(": (
         "operations of mkldnn, by torch.jit.optimize_for_inference, are not supported, and torch stores their weights "

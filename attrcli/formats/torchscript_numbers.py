@@ -118,11 +118,8 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "count": lambda b, items, item: items.count(item) if isinstance(items, str) else len(_places(b, items, item)),
     "find": _text("find"),
     "join": lambda b, text, items: text.join(items),
-    **{
-        name: _text(name)
-        for name in ("upper", "lower", "strip", "lstrip", "rstrip", "split", "partition", "rpartition")
-    },
-    **{name: _text(name) for name in ("startswith", "endswith", "replace", "isdigit", "isalpha", "title", "rfind")},
+    **{name: _text(name) for name in ("upper", "lower", "title", "strip", "lstrip", "rstrip", "split", "partition")},
+    **{name: _text(name) for name in ("rpartition", "startswith", "endswith", "replace", "isdigit", "rfind")},
     "format": lambda b, text, *args: text.format(*args),
     "percentFormat": lambda b, text, *args: text % args,
     "eq": _equal,
@@ -138,8 +135,19 @@ TENSOR_FACTS: dict[str, Callable[..., Any]] = {
     "is_floating_point": lambda b, x: x.dtype.is_floating_point,
     "is_complex": lambda b, x: x.dtype.is_complex,
     "device": lambda b, x: torch.device("cpu"),
+    "stride": lambda b, x, dim=None: _strides(b, x) if dim is None else _strides(b, x)[dim],
+    "is_contiguous": lambda b, x, *_, **__: x.probes[0].is_contiguous(),
+    "cpu": lambda b, x: x,
+    "cuda": lambda b, x: x,
 }
 """What may be asked of a tensor without reading its contents."""
+
+
+def _strides(b: Builder, x: Value) -> list[int]:
+    first, second = (list(tensor.stride()) for tensor in x.probes)
+    if first != second:
+        b.refuse("a stride that depends on the batch size")
+    return first
 
 
 def _product(b: Builder, numbers: list[Any]) -> Any:
@@ -205,10 +213,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "ceil": _plain(math.ceil),
     "floor": _plain(math.floor),
     "round": lambda b, number: float(b.number(round, number)),
-    "divmod": lambda b, first, second: [
-        b.number(operator.floordiv, first, second),
-        b.number(operator.mod, first, second),
-    ],
+    "divmod": lambda b, *pair: [b.number(operator.floordiv, *pair), b.number(operator.mod, *pair)],
     "__lshift__": _plain(operator.lshift),
     "__rshift__": _plain(operator.rshift),
     **{

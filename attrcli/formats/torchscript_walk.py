@@ -357,7 +357,12 @@ _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     "aten::is_grad_enabled": lambda w, n, a, e: True,
     "aten::is_autocast_enabled": lambda w, n, a, e: False,
     "aten::is_autocast_cpu_enabled": lambda w, n, a, e: False,
-    "prim::is_cuda": lambda w, n, a, e: False,
+    **{
+        f"prim::is_{kind}": lambda w, n, a, e: False
+        for kind in ("cuda", "sparse", "mkldnn", "quantized", "mps", "xpu", "meta", "vulkan", "ipu", "sparse_csr")
+    },
+    "prim::is_cpu": lambda w, n, a, e: True,
+    "prim::abs": lambda w, n, a, e: w.b.number(abs, *a),
     "prim::type": lambda w, n, a, e: a[0].type,
     "prim::dtype": lambda w, n, a, e: _SCALAR_TYPES.index(a[0].dtype),
     "prim::device": lambda w, n, a, e: torch.device("cpu"),

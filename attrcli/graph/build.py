@@ -124,7 +124,7 @@ class Builder:
         try:
             first, second = (computed(function, probe(args, index)) for index in (0, 1))
         except OverflowError:
-            self.refuse(f"{name}, whose result is out of the range of numbers")
+            self.refuse(f"{name}, whose result is a number beyond 63 bits")
         if not values:
             return first
         trials, alike = tried(function, args), same(first, second)

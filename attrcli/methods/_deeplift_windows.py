@@ -105,11 +105,12 @@ def _ordered(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
             values, at = step.run(x.x.detach(), *step.args[1:])
             _, at0 = step.run(x.r, *step.args[1:])
         dim = _dimension(step) % values.dim()
+        ordered: Any = step.node.args[0]
 
         def backward(g: Tensor) -> tuple[Tensor]:
             there = at0.expand_as(at)
             both = x.x.detach() + x.r
-            step.remainder.add(step.node.args[0], g * (both.gather(dim, at) - both.gather(dim, there)) / 2)
+            step.remainder.add(ordered, g * (both.gather(dim, at) - both.gather(dim, there)) / 2)
             total = torch.zeros_like(both)
             return (total.scatter_add(dim, at, g / 2).scatter_add(dim, there, g / 2),)
 

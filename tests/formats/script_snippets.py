@@ -101,7 +101,7 @@ class Tuples(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Found]:
         y, (rows, half) = self.both(x)
         found = Found(score=y * half, rows=rows)
-        first, *rest = (x, y, x + y)[0:2], 1
+        first = (x, y, x + y)[0:2]
         return found.score + first[1] + found[0], found
 
 
@@ -129,7 +129,7 @@ class Optionals(nn.Module):
 
 class Numbers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        n, c, length = x.shape
+        _, c, length = x.shape
         half = int(length / 2) + length // 3 + round(length * 0.4) + abs(-c) % 3
         scale = math.sqrt(c) * math.exp(-1.0) + math.log(c + 1) + math.pi + float("0.5") + math.pow(2.0, c) + 2**c
         scale += math.ceil(1.2) + math.floor(-1.2) + math.cos(0.5) + math.tanh(0.1) + (7 ^ 2) + (6 & 3) + (1 << 2)
@@ -141,7 +141,9 @@ class Numbers(nn.Module):
 class SizesAsTensors(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         count = torch.tensor(x.size(1)) * 2 + x.shape[2]
-        grid = torch.arange(x.size(1), dtype=x.dtype, device=x.device).view(1, -1, 1) / torch.tensor([x.size(1)], dtype=x.dtype)
+        grid = torch.arange(x.size(1), dtype=x.dtype, device=x.device).view(1, -1, 1) / torch.tensor(
+            [x.size(1)], dtype=x.dtype
+        )
         return x * count + grid + torch.full([x.size(0), 1, 1], 0.5, dtype=x.dtype) + x.new_ones(x.size(0), 3, 1)
 
 

@@ -116,7 +116,11 @@ CHOOSES = Chooses()
     ("module", "shape", "message"),
     [
         (CHOOSES, (3,), "a nested graph, control flow.*is not supported.*node 'cond"),
-        (Inverts(), (3, 3), "op aten.linalg_inv.*not supported.*node '.*linalg.inv.*; exporting the model to ONNX may help"),
+        (
+            Inverts(),
+            (3, 3),
+            "op aten.linalg_inv.*not supported.*node '.*linalg.inv.*; exporting the model to ONNX may help",
+        ),
     ],
 )
 def test_refused_by_name_and_line(module, shape, message, tmp_path):

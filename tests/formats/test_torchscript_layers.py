@@ -1,4 +1,4 @@
-"""Layers of torch whose file depends on how it was saved: fast paths, parametrised weights, optimised and packed ones."""
+"""Layers of torch whose file depends on how it was saved: fast paths, computed weights, optimised and packed ones."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_an_encoder_with_padding(tmp_path):
     nested = ready(Padded(nested=True))
     assert_same(build(save_scripted(nested, path), (5, 8)), nested, (5, 8))
     save_without_gradients(nested, (5, 8), path)
-    with pytest.raises(UnsupportedOp, match="_nested_tensor_from_mask.*enable_nested_tensor=False"):
+    with pytest.raises(UnsupportedOp, match=r"_nested_tensor_from_mask.*enable_nested_tensor=False"):
         build(path, (5, 8))
 
 
@@ -112,14 +112,17 @@ PARAMETRISED = {
 def test_weights_that_are_computed(name, tmp_path):
     module, shape = ready(nn.Sequential(PARAMETRISED[name]())), (4, 6)
     if name == "orthogonal":
-        with pytest.raises(UnsupportedOp, match="op aten.linalg_householder_product.* is not supported"):
+        with pytest.raises(UnsupportedOp, match=r"op aten.linalg_householder_product.* is not supported"):
             build(save_traced(module, shape, tmp_path / "net.pt"), shape)
         return
     assert_same(build(save_traced(module, shape, tmp_path / "net.pt"), shape), module, shape)
     assert_same(build(save_exported(module, shape, tmp_path / "net.pt2"), shape), module, shape)
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(3, 4, 2), nn.GRU(3, 4, bidirectional=True), nn.RNN(3, 4, nonlinearity="relu")])
+LAYERS = [nn.LSTM(3, 4, 2), nn.GRU(3, 4, bidirectional=True), nn.RNN(3, 4, nonlinearity="relu")]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=["lstm", "gru", "rnn"])
 def test_a_recurrent_layer_is_one_node_and_knows_no_batch(layer, tmp_path):
     class Last(nn.Module):
         def __init__(self) -> None:
@@ -150,7 +153,9 @@ class Packs(nn.Module):
 
 def test_packed_sequences_are_refused(tmp_path):
     path = save_scripted(ready(Packs()), tmp_path / "net.pt")
-    with pytest.raises(UnsupportedOp, match="_pack_padded_sequence.* is not supported.*; exporting the model to ONNX may"):
+    with pytest.raises(
+        UnsupportedOp, match=r"_pack_padded_sequence.* is not supported.*; exporting the model to ONNX may"
+    ):
         build(path, (6, 3))
 
 

@@ -95,13 +95,18 @@ OPS = {
     ),
     "grid_sample, reflected, 3-d": (
         lambda x: F.grid_sample(
-            x, 1.5 * torch.sin(x[:, :1].permute(0, 2, 3, 4, 1) + TABLE[0]), padding_mode="reflection", align_corners=True
+            x,
+            1.5 * torch.sin(x[:, :1].permute(0, 2, 3, 4, 1) + TABLE[0]),
+            padding_mode="reflection",
+            align_corners=True,
         ),
         (2, 3, 4, 3),
     ),
     "affine_grid": (
         lambda x: F.grid_sample(
-            x, F.affine_grid(x.mean((2, 3)).reshape(-1, 2, 3), [x.size(0), 6, 4, 5], align_corners=False), align_corners=False
+            x,
+            F.affine_grid(x.mean((2, 3)).reshape(-1, 2, 3), [x.size(0), 6, 4, 5], align_corners=False),
+            align_corners=False,
         ),
         (6, 4, 5),
     ),
@@ -116,7 +121,10 @@ OPS = {
     "column_stack": (lambda x: torch.column_stack([x[:, 0], x, x.sum(1)]), (6,)),
     "split apart": (lambda x: torch.cat([x.hsplit(2)[1], *x.tensor_split((1, 3), 1), *x.chunk(3, 1)], 1), (6, 2)),
     "tile": (lambda x: x.tile(2, 1, 3) + x.tile(3).repeat(2, 1, 1), (4, 6)),
-    "repeat_interleave": (lambda x: x.repeat_interleave(2, dim=1) + x.repeat_interleave(INDEX.repeat(2) + 1, dim=2)[:, :1, :1], (4, 6)),
+    "repeat_interleave": (
+        lambda x: x.repeat_interleave(2, dim=1) + x.repeat_interleave(INDEX.repeat(2) + 1, dim=2)[:, :1, :1],
+        (4, 6),
+    ),
     "diag, diag_embed, trace": (lambda x: torch.diag_embed(x).diagonal(1, 1, 2) * torch.trace(TABLE), (6,)),
     "index ops": (
         lambda x: x.index_add(1, INDEX, x[:, :3] * 2).index_fill(1, INDEX[:1], 0.5).index_copy(1, INDEX, x[:, 1:4]),
@@ -135,19 +143,31 @@ OPS = {
     "embedding_bag, max": (lambda x: F.embedding_bag(places(x), TABLE, mode="max") + x[:, :3], (5,)),
     "embedding_bag, padded": (lambda x: F.embedding_bag(places(x), TABLE, padding_idx=1) + x[:, :3], (5,)),
     "one_hot": (lambda x: F.one_hot(places(x), 6).to(x.dtype) @ TABLE + x[..., None], (5,)),
-    "bucketize, searchsorted": (lambda x: x * (torch.bucketize(x, TABLE[:, 0]) + torch.searchsorted(TABLE[:, 1], x)), (5,)),
+    "bucketize, searchsorted": (
+        lambda x: x * (torch.bucketize(x, TABLE[:, 0]) + torch.searchsorted(TABLE[:, 1], x)),
+        (5,),
+    ),
     "isin, isclose": (lambda x: x * torch.isin(places(x), INDEX) + x.isclose(x.abs()) * 2, (5,)),
     # products
     "einsum": (lambda x: torch.einsum("nij,nkj,jm->nikm", x, x.sin(), TABLE), (4, 6)),
     "einsum with an ellipsis": (lambda x: torch.einsum("...ij,...j->...i", x, x[:, 0]), (4, 6)),
     "tensordot": (lambda x: torch.tensordot(x, TABLE, dims=([2], [0])), (4, 6)),
-    "baddbmm, addbmm, addmv": (lambda x: torch.baddbmm(x, x, x) + torch.addbmm(TABLE[:4, :1], x[:, :2].mT, x[:, :2]) + torch.addmv(x[:, 0, 0], x[:, 1], KERNEL[:4])[:, None, None], (4, 4)),
+    "baddbmm, addbmm, addmv": (
+        lambda x: (
+            torch.baddbmm(x, x, x)
+            + torch.addbmm(TABLE[:4, :1], x[:, :2].mT, x[:, :2])
+            + torch.addmv(x[:, 0, 0], x[:, 1], KERNEL[:4])[:, None, None]
+        ),
+        (4, 4),
+    ),
     "outer, kron, vecdot": (lambda x: torch.outer(x[:, 0], x[0]) + torch.linalg.vecdot(x, x.sin())[:, None], (6,)),
     "bilinear layer": (lambda x: F.bilinear(x, x.cos(), KERNEL.reshape(2, 3, 4)[:, :3, :3], TABLE[0, :2]), (3,)),
     "cross": (lambda x: torch.cross(x, x.roll(1, 2), dim=1) + torch.linalg.cross(x, x.sin(), dim=1), (3, 6)),
     "matrix_power, multi_dot": (lambda x: torch.linalg.matrix_power(x, 3) + torch.linalg.det(x)[:, None, None], (4, 4)),
     "conv_tbc": (
-        lambda x: torch.conv_tbc(x.transpose(0, 1).contiguous(), KERNEL.reshape(3, 4, 2), TABLE[0, :2], 1).transpose(0, 1),
+        lambda x: torch.conv_tbc(x.transpose(0, 1).contiguous(), KERNEL.reshape(3, 4, 2), TABLE[0, :2], 1).transpose(
+            0, 1
+        ),
         (6, 4),
     ),
     "conv, same, even kernel": (lambda x: F.conv1d(x, KERNEL[:16].reshape(2, 4, 2), padding="same"), (4, 6)),
@@ -162,35 +182,61 @@ OPS = {
         (4, 3, 6),
     ),
     # element by element
-    "nan_to_num": (lambda x: torch.nan_to_num(x.masked_fill(x > 1, torch.inf).masked_fill(x < -1, torch.nan), 0.25, 2.0) * x, (6,)),
+    "nan_to_num": (
+        lambda x: torch.nan_to_num(x.masked_fill(x > 1, torch.inf).masked_fill(x < -1, torch.nan), 0.25, 2.0) * x,
+        (6,),
+    ),
     "smooth": (
         lambda x: x.exp2() + x.erfc() + (x / 4).erfinv() + x.lgamma() + x.abs().digamma() + x.i0() + x.sinc(),
         (6,),
     ),
     "special": (
-        lambda x: torch.special.ndtr(x) + torch.special.log_ndtr(x) + torch.special.entr(x.abs()) + torch.special.i1(x)
-        + torch.special.expit(x) + x.sigmoid().logit() + torch.special.erfcx(x) + torch.special.xlogy(x, x.abs()),
+        lambda x: (
+            torch.special.ndtr(x)
+            + torch.special.log_ndtr(x)
+            + torch.special.entr(x.abs())
+            + torch.special.i1(x)
+            + torch.special.expit(x)
+            + x.sigmoid().logit()
+            + torch.special.erfcx(x)
+            + torch.special.xlogy(x, x.abs())
+        ),
         (6,),
     ),
     "names of their own": (
-        lambda x: x.multiply(2).subtract(1).clip(-1, 2).absolute().negative() + x.arctan() + x.tanh().arcsin().true_divide(3)
-        + torch.concat([x[:, :3], x[:, 3:]], 1).divide(x.exp()) + x.greater(0) * x + torch.positive(x).deg2rad(),
+        lambda x: (
+            x.multiply(2).subtract(1).clip(-1, 2).absolute().negative()
+            + x.arctan()
+            + x.tanh().arcsin().true_divide(3)
+            + torch.concat([x[:, :3], x[:, 3:]], 1).divide(x.exp())
+            + x.greater(0) * x
+            + torch.positive(x).deg2rad()
+        ),
         (6,),
     ),
-    "two by two": (lambda x: torch.fmax(x, x.flip(1)) + torch.hypot(x, x + 1) + torch.logaddexp(x, -x) + x.copysign(-x) + x.frac(), (6,)),
+    "two by two": (
+        lambda x: torch.fmax(x, x.flip(1)) + torch.hypot(x, x + 1) + torch.logaddexp(x, -x) + x.copysign(-x) + x.frac(),
+        (6,),
+    ),
     "gates": (lambda x: F.glu(x, 1) + F.hardswish(x)[:, :3] + F.softsign(x)[:, :3], (6,)),
     # order
     "median, mode, kthvalue": (lambda x: x.median(1)[0] + x.median() + x.kthvalue(2, 1)[0] + x.mode(1)[0], (6,)),
-    "cummax, cummin, aminmax": (lambda x: x.cummax(1)[0] * x.cummin(1)[0] + torch.stack(x.aminmax(dim=1)).sum(0)[:, None], (6,)),
-    "msort, argsort": (lambda x: x.t().msort().t()[:, x.size(1) - 1 :] + x.gather(1, x.argsort(stable=True, dim=1)), (6,)),
+    "cummax, cummin, aminmax": (
+        lambda x: x.cummax(1)[0] * x.cummin(1)[0] + torch.stack(x.aminmax(dim=1)).sum(0)[:, None],
+        (6,),
+    ),
+    "msort, argsort": (
+        lambda x: x.t().msort().t()[:, x.size(1) - 1 :] + x.gather(1, x.argsort(stable=True, dim=1)),
+        (6,),
+    ),
     "any, all, count": (
         lambda x: x * (x > 0).any(1, True) + (x > -1).all((1,))[:, None] * (x > 0).count_nonzero(1)[:, None],
         (6,),
     ),
     "statistics": (lambda x: sum(torch.var_mean(x)) + torch.std_mean(x, 1)[0] + x.nansum(1) + x.nanmean(), (6,)),
     "diff, trapezoid": (lambda x: x.diff(dim=1) + x.diff(n=2, dim=1, prepend=x[:, :1]), (6,)),
-}  # fmt: skip
-"""Function of a batch, and the shape of a sample. Functions that look across the batch are right for the whole batch."""
+}
+"""A function of a batch, and the shape of a sample."""
 
 
 class Op(nn.Module):

@@ -144,7 +144,9 @@ class Unwatched(nn.Module):
         return x * weight[:, None] + index[:, None]
 
 
-@pytest.mark.parametrize("save", [lambda module, path: save_scripted(module, path), lambda m, p: save_exported(m, (3,), p)])
+@pytest.mark.parametrize(
+    "save", [lambda module, path: save_scripted(module, path), lambda m, p: save_exported(m, (3,), p)]
+)
 def test_no_gradient_goes_through_what_was_under_no_grad(save, tmp_path):
     path = save(Unwatched(), tmp_path / "net.pt")
     x = torch.tensor([[1.0, 5.0, 2.0]], dtype=torch.float64, requires_grad=True)
@@ -159,8 +161,6 @@ class WritesUnwatched(nn.Module):
         with torch.no_grad():
             y.mul_(2)
         return y
-
-
 
 
 def test_writing_in_place_under_no_grad_is_refused(tmp_path):

@@ -43,7 +43,9 @@ def test_kernels_of_attention_become_the_one_op(name):
 
 
 def recurrent(b, x, dropout, train, layers=2):
-    weights = [b.literal(torch.rand(*shape).tolist()) for shape in ((6, 3), (6, 6), (6,), (6,), (6, 6), (6, 6), (6,), (6,))]
+    weights = [
+        b.literal(torch.rand(*shape).tolist()) for shape in ((6, 3), (6, 6), (6,), (6,), (6, 6), (6, 6), (6,), (6,))
+    ]
     state = b.call(aten.zeros.default, [layers, b.size(x, 0), 6])
     return b.call(aten.rnn_tanh.input, x, state, weights[: 4 * layers], True, layers, dropout, train, False, True)[0]
 
@@ -53,7 +55,10 @@ REFUSED = {
         lambda b, x: b.call(aten.scaled_dot_product_attention.default, x, x, x, None, 0.1),
         r"attention with dropout of 0.1: pass dropout_p=0 in inference \(net\.py:3\)",
     ),
-    "a recurrent layer in training": (lambda b, x: recurrent(b, x, 0.5, True), "dropout in training mode: save the model"),
+    "a recurrent layer in training": (
+        lambda b, x: recurrent(b, x, 0.5, True),
+        "dropout in training mode: save the model",
+    ),
     "nested tensors": (
         lambda b, x: b.call(aten._nested_tensor_from_mask.default, x, b.call(aten.gt.Scalar, x, 0)),
         "enable_nested_tensor=False",

@@ -229,13 +229,13 @@ def test_one_baseline_for_all_and_a_row_for_each_are_the_same(net, monkeypatch):
 
 
 class Plain(nn.Module):
-    """Each activation a module of its own, windows that do not overlap, no activation before them."""
+    """Each activation a module of its own, windows that do not overlap, linear layers around them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 8, 3),
-            nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(288, 16), nn.Sigmoid(), nn.Linear(16, 5),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 16), nn.Sigmoid(), nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 5),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
