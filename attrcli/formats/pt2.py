@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError
-from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes
+from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes, one_line
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec, named
 from attrcli.graph.bounded import BoundedBuilder
 
@@ -43,9 +43,9 @@ class Pt2:
         try:
             self._read(path)
         except AttrcliError as error:
-            raise type(error)(f"{path}: {error}") from error
+            raise type(error)(f"{path}: {one_line(error, 1500)}") from error
         except Exception as error:
-            what = f"{type(error).__name__}: {str(error)[:200]}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             raise ModelError(f"{path}: a damaged .pt2 archive, or one of another version of torch ({what})") from error
 
     def _read(self, path: Path) -> None:
@@ -82,10 +82,10 @@ class Pt2:
         """Feed the exported graph to the builder. Raises UnsupportedOp, ModelError."""
         try:
             return self._fed(Feed(BoundedBuilder(dtype, ADVICE)), samples, batches)
-        except AttrcliError:
-            raise
+        except AttrcliError as error:
+            raise type(error)(one_line(error, 1500)) from error
         except Exception as error:
-            what = f"{type(error).__name__}: {str(error)[:200]}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             raise ModelError(f"the exported program does not hold together ({what})") from error
 
     def _fed(self, feed: Feed, samples: Mapping[str, Sample], batches: Sequence[int]) -> fx.GraphModule:

@@ -29,6 +29,11 @@ DTYPES = {
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error's message on one line, without the rest of a long one: names of the file may hold anything."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def all_nodes(graph: Mapping[str, Any]) -> Iterator[Any]:
     """Every node, those of nested graphs included."""
     for node in graph["nodes"]:
@@ -94,7 +99,7 @@ class Feed:
             except AttrcliError:
                 raise
             except Exception as error:
-                raise ModelError(f"{node['target']} ({self.b.where}): {str(error)[:300]}") from error
+                raise ModelError(f"{node['target']} ({self.b.where}): {one_line(error)}") from error
             self.b.where = outer
 
     def bind(self, outputs: Sequence[Mapping[str, Any]], result: Any) -> None:

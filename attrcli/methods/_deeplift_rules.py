@@ -18,6 +18,7 @@ from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, place_of
 from attrcli.methods import _contributions as c
 from attrcli.methods._contributions import Pair
 from attrcli.methods._deeplift_norms import NORMS
+from attrcli.methods._deeplift_recurrent import RECURRENT
 from attrcli.methods._deeplift_step import cut, pair
 from attrcli.methods._deeplift_windows import WINDOWS
 
@@ -286,4 +287,5 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
     }
     | WINDOWS
     | NORMS
+    | RECURRENT
 )

@@ -24,7 +24,21 @@ from attrcli.graph.build import FREE
 
 MEMORY, SECONDS = 6 << 30, 30
 
-EXTREMES = ["0", "-1", "1", "2", "3", "64", "999999999", str(1 << 31), str(1 << 62), str(-(1 << 63)), "1e308", "-inf", "None"]
+EXTREMES = [
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "64",
+    "999999999",
+    str(1 << 31),
+    str(1 << 62),
+    str(-(1 << 63)),
+    "1e308",
+    "-inf",
+    "None",
+]
 
 
 def damaged(data: bytes, chance: random.Random, edit: Callable[[str, bytes, random.Random], bytes | None]) -> bytes:
@@ -54,6 +68,8 @@ def changed_code(name: str, content: bytes, chance: random.Random) -> bytes | No
     text = content.decode()
     for _ in range(chance.choice([1, 1, 2, 4])):
         words = list(re.finditer(r"-?\d+(?:\.\d*)?|[A-Za-z_]\w*", text))
+        if not words:
+            break
         word = chance.choice(words)
         kind = chance.randrange(4)
         if kind == 0:
@@ -107,7 +123,8 @@ def opened(path: Path, shapes: Sequence[tuple[int, ...]]) -> None:
     samples = {spec.name: Sample(shape, spec.dtype) for spec, shape in zip(source.inputs, given, strict=False)}
     source.operations()
     source.parameter_count()
-    source.build(samples, torch.float32, FREE)
+    graph = source.build(samples, torch.float32, FREE)
+    graph(*(torch.ones(2, *sample.shape, dtype=sample.dtype) for sample in samples.values()))
 
 
 def ends(path: Path, shapes: Sequence[tuple[int, ...]]) -> str:

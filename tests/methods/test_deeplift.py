@@ -60,6 +60,11 @@ def points(*shape, seed=0, dtype=torch.float64) -> Tensor:
 
 
 POSITIVE = F.softplus
+SIZES = ((6, [6]), (2, [2]), (1, []), (1, []))
+CELL = {
+    gates: [torch.linspace(-1, 1, gates * 2 * size).cos().double().reshape(gates * 2, *shape) for size, shape in SIZES]
+    for gates in (1, 3, 4)
+}
 
 ALONE = {
     "relu": F.relu, "leaky": lambda z: F.leaky_relu(z, 0.1), "elu": F.elu, "selu": F.selu, "celu": F.celu,
@@ -97,6 +102,9 @@ ALONE = {
     "masked fill": lambda z: z.masked_fill(z > 0.5, 2.0), "round": lambda z: (3 * z).round() + z,
     "topk": lambda z: z.topk(2, 2)[0], "sort": lambda z: z.sort(1)[0] * torch.arange(4.0)[:, None],
     "detach": lambda z: z * z.detach().sigmoid(), "cat": lambda z: torch.cat([z.relu(), -z], 1),
+    "lstm cell": lambda z: torch.lstm_cell(z[:, 0], (z[:, 1, :2], z[:, 2, :2]), *CELL[4])[1],
+    "gru cell": lambda z: torch.gru_cell(z[:, 0], z[:, 1, :2], *CELL[3]),
+    "relu cell": lambda z: torch.rnn_relu_cell(z[:, 0], z[:, 1, :2], *CELL[1]) + z[:, 0, :2],
     "lerp": lambda z: torch.lerp(z, z.sin(), z.sigmoid()), "addcmul": lambda z: torch.addcmul(z, z.sin(), z.cos()),
     "addcdiv": lambda z: torch.addcdiv(z, z.sin(), POSITIVE(z)), "cumsum": lambda z: z.relu().cumsum(2),
 }  # fmt: skip
@@ -132,8 +140,7 @@ def architectures():
     skipped = {"deeplab"}  # a trace of dictionaries is refused by torch
     for name in zoo.ZOO:
         if name not in ids | skipped:
-            recurrent = name in ("lstm", "gru", "gru_sequence_first", "elman", "lstm_projected", "conv_gru")
-            yield name, refused.get(name, "lstm|gru|rnn_tanh" if recurrent else None)
+            yield name, refused.get(name)
 
 
 @pytest.mark.parametrize(("name", "refused"), [*architectures()], ids=[name for name, _ in architectures()])
@@ -235,7 +242,8 @@ class Plain(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 8, 3),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 16), nn.Sigmoid(), nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 5),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(288, 16), nn.Sigmoid(), nn.Linear(16, 9), nn.Tanh(),
+            nn.Linear(9, 5),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
