@@ -4,7 +4,7 @@ Every contender lives in a process of its own, set up as its user would have it;
 measurement each per round, and every figure is the median over the rounds of the ratio within a round. Ratios hold
 where absolute times drift.
 
-    python bench/bench.py [speed] [wall] [startup] [memory]     # default: all
+    python bench/bench.py [speed] [single] [wall] [startup] [memory]     # default: all
 """
 
 import json
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,10 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 THREADS = len(os.sched_getaffinity(0))
-ROUNDS = 7
+ROUNDS = 9
 SAMPLES = ROOT / "sample_models"
 TASKS = {  # images per measurement, options of integrated gradients and of occlusion, rows per pass
     "fashion_cnn": {"images": 16, "shape": (1, 28, 28), "steps": 50, "patch": 4, "stride": 2, "rows": 64},
+    "resnet18, one pass": {"images": 16, "shape": (3, 224, 224), "rows": 16},
     "resnet18": {"images": 2, "shape": (3, 224, 224), "steps": 50, "patch": 32, "stride": 32, "rows": 16},
 }
 
@@ -37,7 +38,7 @@ def worker(pipe: Connection, contender: str, network: str, method: str, folder: 
     import torch
 
     torch.set_num_threads(THREADS)
-    run = CONTENDERS[contender](network, method, Path(folder))
+    run = (CONTENDERS | BFLOAT16)[contender](network, method, Path(folder))
     run()
     pipe.send("ready")
     while pipe.recv():
@@ -58,16 +59,22 @@ def _module(network: str) -> Any:
     import nets
     import torch
 
-    return nets.resnet18() if network == "resnet18" else torch.jit.load(SAMPLES / "fashion_cnn.pt").eval()
+    return nets.resnet18() if network != "fashion_cnn" else torch.jit.load(SAMPLES / "fashion_cnn.pt").eval()
 
 
 def _captum(network: str, method: str, folder: Path) -> Callable[[], Any]:
     import torch
-    from captum.attr import IntegratedGradients, Occlusion
+    from captum.attr import DeepLift, IntegratedGradients, Occlusion, Saliency
 
     task = TASKS[network]
     inputs, net = _inputs(task), _module(network)
     target = torch.zeros(len(inputs), dtype=torch.long)
+    if method == "gradient":
+        saliency = Saliency(net)
+        return lambda: saliency.attribute(inputs, target, abs=False)
+    if method == "deeplift":
+        deeplift = DeepLift(net)
+        return lambda: deeplift.attribute(inputs, inputs * 0, target)
     if method == "integrated_gradients":
         explainer = IntegratedGradients(net)
         return lambda: explainer.attribute(
@@ -87,7 +94,7 @@ def _captum_tuned(network: str, method: str, folder: Path) -> Callable[[], Any]:
     return _captum(network, method, folder)
 
 
-def _attrcli(kind: str) -> Callable[[str, str, Path], Callable[[], Any]]:
+def _attrcli(kind: str, precision: str = "float32") -> Callable[[str, str, Path], Callable[[], Any]]:
     def make(network: str, method: str, folder: Path) -> Callable[[], Any]:
         import torch
 
@@ -101,9 +108,9 @@ def _attrcli(kind: str) -> Callable[[str, str, Path], Callable[[], Any]]:
             if network == "fashion_cnn"
             else folder / {"torchscript": "net.pt", "onnx": "net.onnx"}[kind]
         )
-        model = models.load(path, threads=THREADS)
+        model = models.load(path, threads=THREADS, precision=precision)
         model.rows = task["rows"]
-        options = {k: task[k] for k in (("steps",) if method == "integrated_gradients" else ("patch", "stride"))}
+        options = {k: task[k] for k in OPTIONS[method]}
         explainer, inputs = methods.load(method, options), _inputs(task)
         target = models.Target(torch.zeros(len(inputs), dtype=torch.long))
         return lambda: explainer.attribute(model, inputs, target, inputs * 0)
@@ -120,17 +127,18 @@ def _raw(network: str, method: str, folder: Path) -> Callable[[], Any]:
 
     set_up(THREADS)
     task = TASKS[network]
-    net = nets.by_hand(nets.resnet18()) if network == "resnet18" else torch.jit.freeze(_module(network))
-    layout = torch.channels_last if network == "resnet18" else torch.contiguous_format
-    windows = (-(-(task["shape"][1] - task["patch"]) // task["stride"]) + 1) ** 2
-    count = task["images"] * (task["steps"] if method == "integrated_gradients" else windows + 1)
+    own = network == "fashion_cnn"
+    net = torch.jit.freeze(_module(network)) if own else nets.by_hand(nets.resnet18())
+    layout = torch.contiguous_format if own else torch.channels_last
+    windows = (-(-(task["shape"][1] - task["patch"]) // task["stride"]) + 1) ** 2 if method == "occlusion" else 0
+    count = task["images"] * {"occlusion": windows + 1, "integrated_gradients": task.get("steps", 1)}.get(method, 1)
     torch.manual_seed(1)
     rows = torch.randn(task["rows"], *task["shape"]).to(memory_format=layout)
 
     def run() -> None:
         for start in range(0, count, task["rows"]):
             part = rows[: min(task["rows"], count - start)]
-            if method == "integrated_gradients":
+            if method != "occlusion":
                 leaf = part.detach().requires_grad_(True)
                 torch.autograd.grad(net(leaf)[:, 0].sum(), leaf)
             else:
@@ -140,6 +148,12 @@ def _raw(network: str, method: str, folder: Path) -> Callable[[], Any]:
     return run
 
 
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "integrated_gradients": ("steps",),
+    "occlusion": ("patch", "stride"),
+    "gradient": (),
+    "deeplift": (),
+}
 CONTENDERS = {
     "captum": _captum,
     "captum + allocator": _captum_tuned,
@@ -147,6 +161,7 @@ CONTENDERS = {
     "attrcli, TorchScript": _attrcli("torchscript"),
     "attrcli, ONNX": _attrcli("onnx"),
 }
+BFLOAT16 = {"attrcli, bf16": _attrcli("torchscript", "bf16")}
 
 
 def speed(folder: Path) -> dict[str, Any]:
@@ -155,10 +170,23 @@ def speed(folder: Path) -> dict[str, Any]:
     import torch
 
     nets.save(nets.resnet18(), torch.randn(2, 3, 224, 224), folder)
+    return _compared(("fashion_cnn", "resnet18"), ("integrated_gradients", "occlusion"), [*CONTENDERS], folder)
+
+
+def single(folder: Path) -> dict[str, Any]:
+    """The same for what takes one pass."""
+    import nets
+    import torch
+
+    nets.save(nets.resnet18(), torch.randn(2, 3, 224, 224), folder)
+    return _compared(("resnet18, one pass",), ("gradient", "deeplift"), [*CONTENDERS, *BFLOAT16], folder)
+
+
+def _compared(networks: Sequence[str], methods: Sequence[str], names: Sequence[str], folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for network in TASKS:
-        for method in ("integrated_gradients", "occlusion"):
-            seconds = _interleaved(network, method, folder)
+    for network in networks:
+        for method in methods:
+            seconds = _interleaved(network, method, names, folder)
             ours = {name: times for name, times in seconds.items() if name.startswith("attrcli")}
             found[f"{network} {method}"] = {
                 "seconds": {name: round(statistics.median(times), 3) for name, times in seconds.items()},
@@ -177,17 +205,17 @@ def _ratio(first: list[float], second: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(first, second, strict=True)), 3)
 
 
-def _interleaved(network: str, method: str, folder: Path) -> dict[str, list[float]]:
+def _interleaved(network: str, method: str, names: Sequence[str], folder: Path) -> dict[str, list[float]]:
     context = get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
-    for name in CONTENDERS:
+    for name in names:
         pipes[name], other = context.Pipe()
         process = context.Process(target=worker, args=(other, name, network, method, str(folder)), daemon=True)
         process.start()
         processes.append(process)
         pipes[name].recv()  # one at a time: nothing runs beside a measurement
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name, pipe in pipes.items():
             pipe.send(True)
@@ -298,7 +326,7 @@ def memory(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the parts that are named, or all."""
-    parts = {"speed": speed, "wall": wall, "startup": startup, "memory": memory}
+    parts = {"speed": speed, "single": single, "wall": wall, "startup": startup, "memory": memory}
     chosen = sys.argv[1:] or list(parts)
     results = {}
     for name in chosen:
