@@ -47,6 +47,7 @@ class Config:
     limit: int | None = None
     fail_fast: bool = False
     force: bool = False
+    trust_model: bool = False
     overlays: str | None = None
     panel: bool = False
     scale: str = "image"

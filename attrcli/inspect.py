@@ -67,7 +67,7 @@ def _gaps(run: RunFile) -> dict[str, Any]:
 # -- model files ---------------------------------------------------------------------------------------------------
 
 
-def model_file(path: Path, shape: Shape | None = None) -> dict[str, Any]:
+def model_file(path: Path, shape: Shape | None = None, *, trusted: bool = False) -> dict[str, Any]:
     """Format, inputs, outputs, parameters, operations, final activation, and which methods work and why not.
 
     `shape` of one sample, channels first, is needed where neither the file nor the sidecar tells; without it
@@ -76,7 +76,7 @@ def model_file(path: Path, shape: Shape | None = None) -> dict[str, Any]:
     """
     from attrcli import model as models
 
-    model = models.load(path)
+    model = models.load(path, trusted=trusted)
     source = model.source
     sidecar, where = _sidecar(model)
     facts: dict[str, Any] = {
@@ -261,14 +261,14 @@ activation = "{activation}"                 # none | softmax | sigmoid: what the
 """
 
 
-def write_sidecar(path: Path, shape: Shape | None = None, *, force: bool = False) -> Path:
+def write_sidecar(path: Path, shape: Shape | None = None, *, force: bool = False, trusted: bool = False) -> Path:
     """Write `<stem>.toml` beside a model, filled with what the file tells. Raises UsageError if it is there already."""
     from attrcli import model as models
 
     target = path.with_suffix(".toml")
     if target.exists() and not force:
         raise UsageError(f"{target} is there already; --force writes over it")
-    model = models.load(path)
+    model = models.load(path, trusted=trusted)
     embedded = parse_embedded(model.source.metadata.get("attrcli.toml"), str(path))
     if embedded is not None:
         text = to_toml(from_mapping(embedded, f"{path} (embedded)", None))

@@ -42,8 +42,15 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.
 """Type of inputs, outputs and sums; bf16 computes convolutions and matrix products in bfloat16."""
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "float32", threads: int | None = None) -> "Model":
-    """Open and check a model file; its graph is built at the first batch.
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    threads: int | None = None,
+    trusted: bool = False,
+) -> "Model":
+    """Open and check a model file; its graph is built at the first batch. `trusted` is explained at `formats.load`.
 
     Raises ModelError for what cannot be loaded, UsageError for an unknown device or precision.
     """
@@ -53,7 +60,9 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "float32", 
         raise UsageError(f"--threads {threads}: choose from 1 to 1024")
     engine.set_up(threads)
     path = Path(path)
-    return Model(path, formats.load(path), _device(device), PRECISIONS[precision], lowered=precision == "bf16")
+    return Model(
+        path, formats.load(path, trusted=trusted), _device(device), PRECISIONS[precision], lowered=precision == "bf16"
+    )
 
 
 def _device(name: str) -> torch.device:

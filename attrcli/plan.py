@@ -61,7 +61,13 @@ class Plan:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        self.model = models.load(self.path, device=config.device, precision=config.precision, threads=config.threads)
+        self.model = models.load(
+            self.path,
+            device=config.device,
+            precision=config.precision,
+            threads=config.threads,
+            trusted=config.trust_model,
+        )
         self.preprocess = self._preprocess()
         self.method: Method = methods.load(config.method, config.options)
         self._bind()

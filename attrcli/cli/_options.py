@@ -12,6 +12,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+Trust = Annotated[
+    bool | None, typer.Option("--trust-model", help="Load TorchScript that runs code of its own while it is loaded.")
+]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the inputs, where they moved since.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrcli.cli._app import app
-from attrcli.cli._options import Debug, Json, Quiet, pairs
+from attrcli.cli._options import Debug, Json, Quiet, Trust, pairs
 from attrcli.cli._terminal import Report, complain, print_facts, progress
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def explain(
     fail_fast: Annotated[bool | None, typer.Option("--fail-fast", help="Stop at the first input that fails.")] = None,
     force: Annotated[bool | None, typer.Option("--force", help="Start over instead of resuming.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    trust_model: Trust = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file with these options.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved options as TOML, and stop.")
@@ -81,6 +82,7 @@ def explain(
         "output": output, "at": at, "batch_size": batch_size, "device": device, "precision": precision,
         "threads": threads, "seed": seed, "deterministic": deterministic, "limit": limit, "force": force,
         "fail_fast": fail_fast, "overlays": overlays, "panel": panel, "scale": scale, "max_errors": max_errors,
+        "trust_model": trust_model,
     }  # fmt: skip
     from attrcli import config as configs
 

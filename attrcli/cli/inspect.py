@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from attrcli.cli._app import app
-from attrcli.cli._options import Debug, Force, Json
+from attrcli.cli._options import Debug, Force, Json, Trust
 from attrcli.cli._terminal import print_facts, printable
 from attrcli.errors import UsageError
 
@@ -18,6 +18,7 @@ def inspect(
     write_sidecar: Annotated[
         bool, typer.Option("--write-sidecar", help="Write <stem>.toml beside the model, to be checked by hand.")
     ] = False,
+    trust_model: Trust = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -27,10 +28,10 @@ def inspect(
 
     sizes = _sizes(shape)
     if write_sidecar:
-        print(printable(str(verb.write_sidecar(path, sizes, force=force))))
+        print(printable(str(verb.write_sidecar(path, sizes, force=force, trusted=bool(trust_model)))))
         return
     run = verb.is_run_file(path)
-    facts = verb.run_file(path) if run else verb.model_file(path, sizes)
+    facts = verb.run_file(path) if run else verb.model_file(path, sizes, trusted=bool(trust_model))
     if not as_json and "nodes" in facts:
         facts["graph_nodes"] = f"{len(facts.pop('nodes'))} (--json lists their names, for --at)"
     print_facts(facts, as_json)

@@ -9,13 +9,16 @@ from attrcli.formats.detect import identify
 from attrcli.formats.spec import Sample, Source
 
 
-def load(path: Path) -> Source:
-    """Open and check a model file. Raises ModelError: what the file is, and how to save it properly."""
+def load(path: Path, *, trusted: bool = False) -> Source:
+    """Open and check a model file. Raises ModelError: what the file is, and how to save it properly.
+
+    `trusted` lets a TorchScript file run code of its own while it is loaded, and use libraries outside torch.
+    """
     kind = identify(path)
     if kind == "torchscript":
         from attrcli.formats.torchscript import TorchScript
 
-        return TorchScript(path)
+        return TorchScript(path, trusted=trusted)
     if kind == "pt2":
         from attrcli.formats.pt2 import Pt2
 

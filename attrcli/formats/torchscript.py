@@ -74,9 +74,9 @@ class TorchScript:
 
     format = "torchscript"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, trusted: bool = False) -> None:
         try:
-            self._open(path)
+            self._open(path, trusted)
         except AttrcliError as error:
             raise type(error)(f"{path}: {error}") from error
         except Exception as error:
@@ -84,9 +84,9 @@ class TorchScript:
             raise ModelError(f"{path}: a damaged TorchScript archive ({what})") from error
 
     @_quiet
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, trusted: bool) -> None:
         self.metadata: Mapping[str, str]
-        archive, self.metadata = _checked(path)
+        archive, self.metadata = _checked(path, trusted)
         self.module: Any = torch.jit.load(archive, map_location="cpu")  # type: ignore[no-untyped-call]
         self.module.eval()
         if not hasattr(self.module, "forward"):
@@ -131,7 +131,7 @@ def _arguments(module: Any) -> list[Argument]:
     return arguments
 
 
-def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
+def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str]]:
     """The archive, written anew from the entries that were checked, and its extra files, which may hold a sidecar.
 
     The copy is what is loaded: another reader of the original could find other entries in it than were checked.
@@ -155,7 +155,7 @@ def _checked(path: Path) -> tuple[io.BytesIO, dict[str, str]]:
             if inner.endswith(".pkl") and not _is_pickle(data):
                 raise ModelError(f"a damaged TorchScript archive: {inner} is no pickle")
             if inner.endswith((".py", ".pkl")):
-                _check_code(inner, data)
+                _check_code(inner, data, trusted)
             elif inner.startswith("extra/") and len(data) < 1 << 20:
                 extra[inner.removeprefix("extra/")] = data.decode("utf-8", "replace")
             copy.writestr(entry.filename, data)
@@ -171,7 +171,7 @@ def _is_pickle(data: bytes) -> bool:
         return False
 
 
-def _check_code(name: str, data: bytes) -> None:
+def _check_code(name: str, data: bytes, trusted: bool) -> None:
     """Refuse what may not be in a source file, or a class that a pickle names, however it is laid out in lines."""
     text = data.decode("utf-8", "replace")
     code = re.sub(r"[\s\\]*([.(])[\s\\]*", r"\1", text) if name.endswith(".py") else text.replace("\n", ".")
@@ -179,5 +179,8 @@ def _check_code(name: str, data: bytes) -> None:
         if re.search(pattern, code):
             raise UnsupportedOp(f"{what} ({name})")
     for pattern, what in _FORBIDDEN.items():
-        if re.search(pattern, code):
-            raise ModelError(f"refused: its code ({name}) uses {what}; an honest model file does not need it")
+        if re.search(pattern, code) and not trusted:
+            raise ModelError(
+                f"refused: its code ({name}) uses {what}; an honest model file hardly needs it. If you trust whoever "
+                "made it, --trust-model loads it all the same"
+            )

@@ -379,6 +379,8 @@ def test_the_refused_file_would_have_acted(tmp_path):
     with pytest.raises(ModelError, match="__setstate__"):
         formats.load(module)
     assert not (tmp_path / "written").exists()
+    formats.load(module, trusted=True)
+    assert (tmp_path / "written").exists()
 
 
 class Acts(nn.Module):
