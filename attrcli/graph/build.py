@@ -19,6 +19,7 @@ from attrcli.errors import UnsupportedOp
 from attrcli.graph import inplace, ops
 from attrcli.graph.canonical import REWRITES, canonical_name
 from attrcli.graph.check import check
+from attrcli.graph.fused import SHAPED
 from attrcli.graph.value import Value, View, computed, extrapolated, is_tensor, leaves, probe, same, tree_map, tried
 
 __all__ = ["FREE", "Builder", "Value", "is_tensor", "leaves"]
@@ -326,7 +327,8 @@ class Builder:
                 held = value.probes[index]
                 return self._on_meta(held) if meta and isinstance(held, torch.Tensor) else held
 
-            return op(*tree_map(concrete, args), **tree_map(concrete, kwargs))
+            run = SHAPED.get(op, op) if meta else op
+            return run(*tree_map(concrete, args), **tree_map(concrete, kwargs))
 
         try:
             with torch.no_grad():

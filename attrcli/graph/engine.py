@@ -106,7 +106,7 @@ def make(
     if output is not None and output not in names:
         raise UsageError(f"no output '{output}'; outputs: {', '.join(names)}")
     output = output or names[0]
-    graph = passes.only_output(graph, output)
+    graph = passes.without_dropout(passes.only_output(graph, output))
     logits, head = passes.strip_head(graph) if stripped else (graph, "none")
     heavy = _multiply_adds(logits) >= HEAVY
     channels_last = heavy and _prefers_channels_last(logits)

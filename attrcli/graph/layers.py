@@ -176,10 +176,10 @@ def native_group_norm(
 
 
 def dropout(b: "Builder", x: Any, p: Any = 0.5, train: Any = True, *_: Any) -> Any:
-    """Dropout of any kind, which in inference does nothing."""
+    """Dropout of any kind, which in inference does nothing; the node stays for `passes.to_training`."""
     if train and p:
         b.refuse("dropout in training mode: save the model after model.eval()")
-    return x
+    return b.emit(aten.dropout.default, x, p, False) if p else x
 
 
 def native_dropout(b: "Builder", x: Any, p: Any, train: Any) -> Any:

@@ -34,6 +34,7 @@ class OpClass(Enum):
 
 _NAMES = {
     OpClass.LINEAR: """
+        dropout.default
         convolution.default linear.default addmm.default sum.default sum.dim_IntList mean.default mean.dim neg.default
         avg_pool1d.default avg_pool2d.default avg_pool3d.default adaptive_avg_pool1d.default
         adaptive_avg_pool2d.default adaptive_avg_pool3d.default constant_pad_nd.default reflection_pad1d.default

@@ -206,6 +206,40 @@ def _worth_holding(value: Any, node: fx.Node, known: Mapping[fx.Node, Any]) -> b
     return bool(value.numel() <= max([1 << 18, *sources]))
 
 
+def without_dropout(module: fx.GraphModule) -> fx.GraphModule:
+    """Leave out dropout, which in inference passes on what it is given."""
+
+    def edit(copy: fx.GraphModule) -> None:
+        for node in list(copy.graph.nodes):
+            if node.target is aten.dropout.default:
+                node.replace_all_uses_with(node.args[0])
+                copy.graph.erase_node(node)  # as something random it never counts as dead code
+
+    return edited(module, edit)
+
+
+def to_training(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph as it trains: batch norm by the statistics of the batch, which it gathers, and dropout on.
+
+    Running statistics are the new graph's own. Raises ModelError, naming what is missing, for a file without
+    parameters, as freezing leaves it: there they are folded away.
+    """
+    if not any(True for _ in module.parameters()):
+        raise ModelError("the file has no parameters (it was frozen, its dropout and batch norm folded): not trainable")
+
+    def edit(copy: fx.GraphModule) -> None:
+        for node in copy.graph.nodes:
+            if node.target is aten.batch_norm.default:
+                for statistic in node.args[3:5]:
+                    scope, _, leaf = str(statistic.target).rpartition(".")
+                    copy.get_submodule(scope).register_buffer(leaf, attribute(copy, str(statistic.target)).clone())
+                node.args = (*node.args[:5], True, *node.args[6:])
+            elif node.target is aten.dropout.default:
+                node.args = (*node.args[:2], True)
+
+    return edited(module, edit)
+
+
 def place(module: fx.GraphModule, device: torch.device, *, channels_last: bool) -> fx.GraphModule:
     """Move the graph's tensors to a device, in the layout that its convolutions run best in."""
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nets import assert_close, assert_same
 from torch import nn
@@ -275,9 +275,18 @@ def test_any_chain_of_views_and_writes_gives_what_torch_gives(steps):
         possible.append(shares)
         return result if shares else None
 
+    def rows(batch):
+        return torch.linspace(-2, 2, batch * 12, dtype=torch.float64).reshape(batch, 3, 4)
+
+    outcomes = set()
+    for batch in (2, 5, *FREE):
+        possible.clear()
+        replay(steps, rows(batch), eager)
+        outcomes.add(tuple(possible))
+    assume(len(outcomes) == 1)  # else some step is one for certain batch sizes only, which importing refuses
     for batch in (2, 5):
         possible.clear()
-        x = torch.linspace(-2, 2, batch * 12, dtype=torch.float64).reshape(batch, 3, 4)
+        x = rows(batch)
         expected = replay(steps, x * 1, eager)
         follow = iter(possible)
 
@@ -334,7 +343,9 @@ def test_inputs_may_be_named_anything():
 def test_an_op_outside_the_table_is_refused_with_its_place():
     b = Builder()
     b.where = "net.py:7: y = x.svd()"
-    with pytest.raises(UnsupportedOp, match=r"op aten\.linalg_inv\.default is not supported \(net\.py:7: y = x\.svd\(\)\)$"):
+    with pytest.raises(
+        UnsupportedOp, match=r"op aten\.linalg_inv\.default is not supported \(net\.py:7: y = x\.svd\(\)\)$"
+    ):
         b.call(aten.linalg_inv.default, b.literal([[1.0]]))
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Residual, assert_close, ready
+from nets import Residual, assert_close, build, quiet, ready, save_exported, save_scripted, save_traced
 from torch import fx, nn
 
 from attrcli.errors import ModelError, UnsupportedOp, UsageError
@@ -343,3 +343,54 @@ def test_a_graph_of_an_importer_goes_through_all_passes(tmp_path):
     assert head == "none"
     run = passes.place(passes.fold_batch_norm(whole), torch.device("cpu"), channels_last=True)
     assert_close(run(x)[0], module(x), 1e-13)
+
+
+# --- back to training
+
+
+class Trains(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.4)
+        self.last = nn.Linear(36, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.drop(self.norm(self.conv(x)).relu())
+        return self.last(y.flatten(1)) + F.dropout(x, 0.2, self.training).mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("save", [save_scripted, save_traced, save_exported])
+def test_back_to_training_it_is_the_module_in_training(save, tmp_path):
+    module = ready(Trains())
+    shape = () if save is save_scripted else ((3, 5, 5),)
+    graph = build(save(module, *shape, tmp_path / "net.pt"), (3, 5, 5))
+    before = state(graph)
+    trained = passes.to_training(graph)
+    x = inputs(batch=6)
+    assert_close(graph(x)[0], module(x), 1e-12)
+    module.train()
+    for step in range(3):
+        torch.manual_seed(step)
+        mine = trained(x + step)[0]
+        torch.manual_seed(step)
+        assert_close(mine, module(x + step), 1e-12)
+    for name in ("running_mean", "running_var"):
+        (gathered,) = (buffer for path, buffer in trained.named_buffers() if path.endswith(name))
+        assert_close(gathered, getattr(module.norm, name), 1e-12)
+    assert_untouched(graph, before)
+
+
+def test_a_frozen_file_cannot_be_trained(tmp_path):
+    with quiet():
+        frozen = torch.jit.freeze(torch.jit.script(ready(Trains())))
+        torch.jit.save(frozen, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=r"no parameters .it was frozen, its dropout and batch norm folded"):
+        passes.to_training(build(tmp_path / "net.pt", (3, 5, 5)))
+
+
+def test_dropout_is_left_out_of_what_predicts(tmp_path):
+    graph = build(save_traced(ready(Trains()), (3, 5, 5), tmp_path / "net.pt"), (3, 5, 5))
+    plain = passes.without_dropout(graph)
+    assert operations(graph).count("aten.dropout.default") == 2
+    assert "aten.dropout.default" not in operations(plain)
+    assert torch.equal(plain(inputs())[0], graph(inputs())[0])
