@@ -25,7 +25,7 @@ class Session:
         self.path, self.batch = path, batch
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and said once
         wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
