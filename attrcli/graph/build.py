@@ -19,7 +19,7 @@ from attrcli.errors import UnsupportedOp
 from attrcli.graph import inplace, ops
 from attrcli.graph.canonical import REWRITES, canonical_name
 from attrcli.graph.check import check
-from attrcli.graph.fused import SHAPED
+from attrcli.graph.meta import SHAPED
 from attrcli.graph.value import Value, View, computed, extrapolated, is_tensor, leaves, probe, same, tree_map, tried
 
 __all__ = ["FREE", "Builder", "Value", "is_tensor", "leaves"]

@@ -156,34 +156,6 @@ def recurrent(op: Any) -> Any:
     return rewrite
 
 
-def _shaped(op: Any) -> Any:
-    """What an op over a sequence gives on the meta device, from one step over zeros.
-
-    torch's own way takes some 5 ms for each step, after seconds of imports.
-    """
-
-    def run(x: torch.Tensor, state: Any, weights: Any, *args: Any) -> Any:
-        along = 1 if args[-1] else 0
-        zeros = (_zeros(x.narrow(along, 0, 1)), _zeros(state), _zeros(weights))
-        y, *states = (item.to("meta") for item in op(*zeros, *args))
-        made = y.new_empty(x.shape[along], *y.transpose(0, along).shape[1:]).transpose(0, along)
-        return (made, *states)
-
-    return run
-
-
-def _zeros(tensors: Any) -> Any:
-    return (
-        [_zeros(item) for item in tensors]
-        if isinstance(tensors, list)
-        else torch.zeros(tensors.shape, dtype=tensors.dtype)
-    )
-
-
-SHAPED = {op: _shaped(op) for op in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)}
-"""Functions that give the shapes of an op's results on the meta device sooner than the op itself."""
-
-
 FUSED = {
     aten.scaled_dot_product_attention.default: attention,
     aten._scaled_dot_product_flash_attention_for_cpu.default: flash_attention_for_cpu,

@@ -43,7 +43,7 @@ def edited(module: fx.GraphModule, edit: Callable[[fx.GraphModule], None]) -> fx
     edit(copy)
     copy.graph.eliminate_dead_code()
     copy.recompile()
-    check(copy)
+    check(copy, module)
     return copy
 
 
