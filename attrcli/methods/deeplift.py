@@ -27,7 +27,11 @@ class DeepLift:
     axioms: ClassVar[frozenset[str]] = frozenset({"complete", "dummy", "linear", "batch_exact"})
 
     output: Literal["contribution", "multiplier"] = "contribution"
-    """multiplier: m_i itself, which need not be multiplied by the difference."""
+    """multiplier: m_i itself, not multiplied by the difference; it does not add up to anything."""
+
+    def __post_init__(self) -> None:
+        if self.output == "multiplier":  # it sums to nothing
+            object.__setattr__(self, "axioms", self.axioms - {"complete"})
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """One of each; the baseline's pass is shared."""

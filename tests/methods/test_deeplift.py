@@ -220,6 +220,8 @@ def test_a_multiplier_times_the_difference_is_the_contribution(tmp_path):
     model, x = sample("fashion_cnn", precision="float64"), images(torch.float64)[0][:4]
     to, baseline = target(*predicted("fashion_cnn")[:4].tolist()), torch.full_like(x, 0.3)
     multipliers = methods.load("deeplift", {"output": "multiplier"}).attribute(model, x, to, baseline).values
+    assert "complete" not in methods.load("deeplift", {"output": "multiplier"}).axioms
+    assert "complete" in DEEPLIFT.axioms
     assert away(multipliers * (x - baseline), DEEPLIFT.attribute(model, x, to, baseline).values) < 1e-12
 
 
