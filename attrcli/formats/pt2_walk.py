@@ -77,6 +77,11 @@ def _operator(target: str) -> Any:
     return op if isinstance(op, torch._ops.OpOverload) else None
 
 
+_GRADIENTS = "torch.ops.higher_order.wrap_with_set_grad_enabled"
+_REGIONS = frozenset((_GRADIENTS, "torch.ops.higher_order.wrap_with_autocast"))
+"""Parts of a model that ran in another mode than the rest."""
+
+
 class Feed:
     """One pass over an exported graph, node by node into the builder; `env` holds the values by name."""
 
@@ -117,7 +122,7 @@ class Feed:
     def operation(self, node: Mapping[str, Any]) -> Any:
         """Return what a node returns: a value, or a list of them."""
         target = node["target"]
-        if target == "torch.ops.higher_order.wrap_with_set_grad_enabled":
+        if target in _REGIONS:
             return self.region(node)
         given = {item["name"] or str(i): self.argument(item["arg"]) for i, item in enumerate(node["inputs"])}
         if function := _NUMBERS.get(target):
@@ -132,13 +137,17 @@ class Feed:
         return self.b.call(op, *positional, **keyword)
 
     def region(self, node: Mapping[str, Any]) -> list[Any]:
-        """A part of the model that ran with or without gradients: its nodes, detached where it had none."""
-        enabled, nested, *values = (item["arg"] for item in node["inputs"])
-        graph = nested["as_graph"]["graph"]
+        """A part of the model that ran with or without gradients: its nodes, detached where it had none.
+
+        Or under autocast, whose casts between floating types leave no trace, as others.
+        """
+        given = [item["arg"] for item in node["inputs"]]
+        place = next(place for place, argument in enumerate(given) if "as_graph" in argument)
+        values, graph = given[place + 1 :], given[place]["as_graph"]["graph"]
         self.bind(graph["inputs"], [self.argument(value) for value in values])
         self.walk(graph)
         results = [self.argument(output) for output in graph["outputs"]]
-        if self.argument(enabled):
+        if node["target"] != _GRADIENTS or self.argument(given[0]):
             return results
         return [self.b.call(aten.detach.default, value) if is_tensor(value) else value for value in results]
 

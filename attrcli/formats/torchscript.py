@@ -1,7 +1,6 @@
 """TorchScript archives: checked, loaded, and walked node by node into a canonical graph (torchscript_walk.py)."""
 
 import io
-import pickletools
 import re
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec
+from attrcli.formats.torchscript_pickle import check_tensors
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
 from attrcli.graph.bounded import BoundedBuilder
 
@@ -143,6 +143,7 @@ def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str]]:
         names = archive.namelist()
         if len(set(names)) != len(names):
             raise ModelError("refused: the archive holds two entries of one name")
+        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in archive.infolist()}
         for entry in archive.infolist():
             inner = entry.filename.partition("/")[2]
             if not _ENTRY.fullmatch(inner):
@@ -150,10 +151,10 @@ def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str]]:
             if entry.file_size > (size if entry.compress_type == zipfile.ZIP_STORED else _LARGEST_TEXT):
                 raise ModelError(f"refused: the entry {inner!r} is {entry.file_size} bytes in a file of {size}")
             data = archive.read(entry)
-            if inner.endswith(".debug_pkl"):
-                continue  # where each operation stood in the author's source: torch crashes on a damaged one
-            if inner.endswith(".pkl") and not _is_pickle(data):
-                raise ModelError(f"a damaged TorchScript archive: {inner} is no pickle")
+            if inner.endswith(".debug_pkl") or inner.startswith("traced_inputs"):
+                continue  # lines of the author's source, on which torch crashes when damaged; the shapes of an example
+            if inner.endswith(".pkl"):
+                check_tensors(inner, data, sizes)
             if inner.endswith((".py", ".pkl")):
                 _check_code(inner, data, trusted)
             elif inner.startswith("extra/") and len(data) < 1 << 20:
@@ -161,14 +162,6 @@ def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str]]:
             copy.writestr(entry.filename, data)
     out.seek(0)
     return out, extra
-
-
-def _is_pickle(data: bytes) -> bool:
-    """Whether this is a pickle from end to end; torch would make room for lengths that lead beyond it."""
-    try:
-        return all(True for _ in pickletools.genops(data))
-    except Exception:
-        return False
 
 
 def _check_code(name: str, data: bytes, trusted: bool) -> None:

@@ -42,7 +42,7 @@ EXTREMES = [
 
 
 def damaged(data: bytes, chance: random.Random, edit: Callable[[str, bytes, random.Random], bytes | None]) -> bytes:
-    """The archive with bytes changed anywhere, or with entries changed under right checksums: by bytes, or by `edit`."""
+    """The archive with bytes changed anywhere; or its entries, under right checksums: bytes of them, or by `edit`."""
     kind = chance.randrange(4)
     if kind == 0:
         return mutated(data, chance) or b"\0"

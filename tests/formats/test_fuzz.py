@@ -8,12 +8,13 @@ import torch
 from fuzzing import changed_code, changed_description, damaged, ends
 from nets import quiet, ready
 from zoo import ZOO
-from zoo.cells import FORMATS, FIXED, inputs
+from zoo.cells import FIXED, FORMATS, inputs
 
 SEEDS = {
     "torchscript": [
-        ("resnet", "scripted"), ("swin", "scripted"), ("llama", "scripted"), ("deeplab", "scripted"), ("bert", "scripted"),
-        ("lstm", "scripted_frozen"), ("vit", "traced_frozen"), ("cell_loop", "scripted"), ("siamese", "traced"),
+        ("resnet", "scripted"), ("swin", "scripted"), ("llama", "scripted"), ("deeplab", "scripted"),
+        ("bert", "scripted"), ("lstm", "scripted_frozen"), ("vit", "traced_frozen"), ("cell_loop", "scripted"),
+        ("siamese", "traced"),
     ],
     "pt2": [
         ("resnet", "pt2"), ("vit", "pt2_fixed"), ("lstm", "pt2"), ("llama", "pt2"), ("deeplab", "pt2_decomposed"),

@@ -99,6 +99,63 @@ def test_a_frozen_batch_is_in_the_inputs_shape(batch, tmp_path):
     assert_same(build(path, (3, 5, 5), batches=(batch, batch)), module, (3, 5, 5), (batch,))
 
 
+class Autocast(nn.Module):
+    """A part in half precision, which the graph computes in its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.linear(x)
+        return y.float() + x
+
+
+def test_autocast_is_left_out(tmp_path):
+    module = ready(Autocast(), dtype=torch.float32)
+    path = save_exported(module, (3,), tmp_path / "net.pt2")
+    exact = module.linear.double()
+    assert_same(build(path, (3,)), lambda x: exact(x) + x, (3,))
+
+
+def test_height_and_width_that_are_free_are_those_of_the_sample(tmp_path):
+    module, free = ready(Residual()), {0: torch.export.Dim("batch"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    with quiet():
+        program = torch.export.export(module, (torch.rand(3, 3, 6, 7, dtype=torch.float64),), dynamic_shapes=(free,))
+        torch.export.save(program, tmp_path / "net.pt2")
+    assert formats.load(tmp_path / "net.pt2").inputs[0].shape == (None, 3, None, None)
+    for shape in ((3, 5, 8), (3, 9, 4)):
+        assert_same(build(tmp_path / "net.pt2", shape), module, shape)
+
+
+class Named(nn.Module):
+    """Outputs in containers, some of them no tensors."""
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"logits": x * 2, "rest": (x + 1, None, 3, [x - 1])}
+
+
+def test_outputs_have_the_names_that_torchscript_gives_them(tmp_path):
+    path = save_exported(Named(), (3,), tmp_path / "net.pt2")
+    assert [spec.name for spec in formats.load(path).outputs] == ["logits", "rest_0", "rest_3_0"]
+    graph = build(path, (3,))
+    assert graph.meta["outputs"] == ("logits", "rest_0", "rest_3_0")
+    x = torch.rand(2, 3, dtype=torch.float64)
+    assert [torch.equal(y, z) for y, z in zip(graph(x), (x * 2, x + 1, x - 1), strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("spec", ["", "[1]", "[1, 2]", '[1, {"type": "x", "children_spec": []}]', None])
+def test_outputs_whose_containers_are_not_described_are_numbered(spec, tmp_path):
+    path = save_exported(Named(), (3,), tmp_path / "net.pt2")
+
+    def change(tree):
+        tree["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = spec
+
+    source = formats.load(edited(path, tmp_path / "e.pt2", MODEL, change))
+    assert [item.name for item in source.outputs] == ["output_0", "output_1", "output_4"]
+
+
 class Chooses(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, (x,))

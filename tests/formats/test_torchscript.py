@@ -485,6 +485,35 @@ def test_contents_changed_under_a_right_checksum_are_model_errors(tmp_path):
     assert 10 < sound < 70  # what only holds lines of the source may be anything
 
 
+def test_tensors_beyond_the_bytes_that_hold_them_are_refused(tmp_path):
+    """torch crashes when it reads one, at once or when the model runs."""
+    path = save_scripted(ready(Holder()), tmp_path / "net.pt")
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = (name for name in archive.namelist() if name.endswith("data/0"))
+        pickled = archive.read("net/data.pkl")
+    assert archive.getinfo(entry).file_size == 16
+    count, stride = pickled.index(b"K\x02tQ"), pickled.index(b"K\x01t", pickled.index(b"tQ"))
+    damages = {
+        "short": ("data/0", lambda data: data[:8]),
+        "empty": ("data/0", lambda data: b""),
+        "missing": ("data/0", lambda data: None),
+        "more": ("data.pkl", lambda data: data[:count] + b"K\x03tQ" + data[count + 4 :]),
+        "spread": ("data.pkl", lambda data: data[:stride] + b"K\x02t" + data[stride + 3 :]),
+        "other types": ("data.pkl", lambda data: data.replace(b"DoubleStorage", b"ComplexDoubleStorage")),
+        "no types": ("data.pkl", lambda data: data.replace(b"DoubleStorage", b"QInt8Storage")),
+    }
+    for place, change in damages.values():
+        evil = rewritten(path, tmp_path / "evil.pt", lambda n, d, p=place, c=change: c(d) if n == p else d)
+        with pytest.raises(ModelError, match=r"evil\.pt: .*data\.pkl describes a tensor beyond the bytes"):
+            formats.load(evil)
+
+
+def test_the_example_that_a_trace_was_made_with_is_left_out(tmp_path):
+    path = save_traced(ready(nn.Linear(3, 2)), (3,), tmp_path / "net.pt")
+    evil = rewritten(path, tmp_path / "evil.pt", lambda n, d: b"x" if n.startswith("traced_inputs") else d)
+    assert_same(build(evil, (3,)), load_script(path), (3,))
+
+
 def test_a_pickle_that_claims_four_gigabytes_is_refused_at_once(tmp_path):
     path = save_scripted(ready(Holder()), tmp_path / "net.pt")
     claim = b"\x80\x02X\xff\xff\xff\xff."

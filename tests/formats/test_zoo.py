@@ -8,8 +8,11 @@ import re
 
 import pytest
 import torch
+from nets import quiet, ready
 from zoo import EXCEPTIONS, ZOO
-from zoo.cells import FORMATS, cell
+from zoo.cells import FIXED, FORMATS, cell, exact, inputs
+
+from attrcli import model
 
 QUICK = {
     "traced": set(ZOO),
@@ -55,6 +58,26 @@ def test_outputs_are_the_files_and_gradients_the_modules(name, how, tmp_path):
 @pytest.mark.parametrize("name", ["inception", "efficientnet", "vit_fused", "gru"])
 def test_in_single_precision(name, tmp_path):
     require(name, "traced_frozen", tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("lstm", "traced_frozen"), ("encoder", "traced_frozen"), ("convnext", "pt2"), ("resnet", "scripted")],
+)
+def test_explained_as_a_user_does(name, how, tmp_path):
+    """Through the whole of `Model`: placed, in passes, with the score of a class."""
+    arch, (suffix, save) = ZOO[name], FORMATS[how]
+    torch.manual_seed(0)
+    module, path = ready(arch.make(), dtype=torch.float32), tmp_path / f"net.{suffix}"
+    with quiet():
+        save(module, inputs(arch, FIXED, torch.float32), path)
+    (x,) = inputs(arch, 5, torch.float32)
+    gradient, score = model.load(path, device="cpu").gradient(x, model.Target(torch.tensor([0, 1, 2, 3, 0])))
+    leaf = x.clone().requires_grad_()
+    scores = exact(module)(leaf)[range(5), [0, 1, 2, 3, 0]]
+    (expected,) = torch.autograd.grad(scores.sum(), leaf)
+    assert torch.allclose(score, scores, rtol=1e-5)
+    assert float((gradient - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 @pytest.mark.slow

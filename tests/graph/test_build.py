@@ -89,10 +89,14 @@ def test_a_number_that_only_the_probes_agree_on_is_refused(name):
     b = Builder()
     b.where = "net.py:3"
     x = b.placeholder("x", [(batch, 3) for batch in FREE], torch.float32)
-    with pytest.raises(UnsupportedOp, match=r"of a number that depends on the batch size \(net\.py:3\)"):
+
+    def use():
         number = DECEPTIVE[name](b, b.size(x, 0))
         b.where = "net.py:4"
         b.call(aten.mul.Tensor, x, b.number(operator.add, number, 1))
+
+    with pytest.raises(UnsupportedOp, match=r"of a number that depends on the batch size \(net\.py:3\)"):
+        use()
 
 
 def test_a_number_that_only_the_probes_agree_on_may_be_compared_where_every_batch_agrees():
@@ -347,6 +351,29 @@ def test_an_op_outside_the_table_is_refused_with_its_place():
         UnsupportedOp, match=r"op aten\.linalg_inv\.default is not supported \(net\.py:7: y = x\.svd\(\)\)$"
     ):
         b.call(aten.linalg_inv.default, b.literal([[1.0]]))
+
+
+MISFITS = {
+    "linear": lambda b, x: b.call(aten.linear.default, x, b.literal([[1.0] * 4]), b.literal([1.0, 2.0])),
+    "an empty weight": lambda b, x: b.call(aten.linear.default, x, b.tensor(torch.ones(0, 4), "w")),
+    "convolution": lambda b, x: b.call(
+        aten.conv1d.default, x, b.tensor(torch.ones(3, 2, 2), "w"), b.literal([1.0, 2.0])
+    ),
+    "transposed convolution": lambda b, x: b.call(
+        aten.conv_transpose1d.default, x, b.tensor(torch.ones(2, 3, 2), "w"), b.literal([1.0] * 3), groups=2
+    ),
+    "a recurrent layer": lambda b, x: b.call(
+        aten.gru.input, x, b.tensor(torch.ones(1, 1, 2), "s"), [b.tensor(torch.ones(6, 3), "w")] * 2, False, 1, 0.0,
+        False, False, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_operands_that_do_not_fit_are_found_at_import(name):
+    """torch's own kernels for shapes do not look at all of them: the graph would fail when it runs."""
+    with pytest.raises(RuntimeError, match=r"bias of|weight of|Expected size"):
+        built(MISFITS[name], (4,) if name in ("linear", "an empty weight") else (2, 4))
 
 
 def test_nan_in_a_stored_tensor_is_named():

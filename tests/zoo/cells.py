@@ -185,6 +185,7 @@ def flat(result: Any) -> list[Tensor]:
 
 def _largest(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     assert [x.shape for x in mine] == [y.shape for y in theirs]
+    assert not theirs or any(bool(y.any()) for y in theirs)  # zeros would prove nothing
     pairs = [(x.detach(), y.detach()) for x, y in zip(mine, theirs, strict=True) if y.numel()]
     return max((float((x - y).abs().max() / y.abs().max().clamp(min=1e-6)) for x, y in pairs), default=0.0)
 
