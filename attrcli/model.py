@@ -11,6 +11,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -256,7 +257,7 @@ class Model:
             graph = passes.until(whole.graph, node)
             self._engines[key] = engine.make(graph, node, self.device, whole.batch, stripped=False)
         ready = self._engines[key]
-        with torch.no_grad():
+        with torch.no_grad(), self._within_tables():
             return torch.cat([ready(*self._arguments(inputs[rows], {})) for rows in self.passes(len(inputs))])
 
     def arguments(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -367,8 +368,14 @@ class Model:
         arguments = self._arguments(inputs, held)
         if references is not None:
             arguments += self._arguments(references, {name: value[: len(references)] for name, value in held.items()})
-        try:
+        with self._within_tables():
             return self.engine(tuple(inputs.shape[1:]))(*arguments, run=ruled)
+
+    @contextmanager
+    def _within_tables(self) -> Iterator[None]:
+        """Make an index beyond the model's tables, such as an unknown token, the input's error."""
+        try:
+            yield
         except (IndexError, RuntimeError) as error:
             if re.search("out of (range|bounds)", str(error)) is None:
                 raise

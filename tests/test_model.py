@@ -239,6 +239,9 @@ def test_an_index_beyond_the_table_is_the_inputs_error(tmp_path):
     model.bind(dtype=torch.int64)
     with pytest.raises(InputError, match=r"net\.pt: .*index beyond the model's tables: index out of range"):
         model(torch.tensor([[1, 9]]))
+    node = next(n.name for n in model.engine((2,)).graph.graph.nodes if n.target is torch.ops.aten.embedding.default)
+    with pytest.raises(InputError, match=r"index beyond the model's tables"):
+        model.activation(node, torch.tensor([[1, 9]]))
     nodes = [helper.make_node("Gather", ["w", "i"], ["e"]), helper.make_node("Flatten", ["e"], ["y"])]
     weight = np.ones((7, 3), np.float32)
     graph = helper.make_graph(

@@ -20,7 +20,20 @@ from attrcli.graph import inplace, ops
 from attrcli.graph.canonical import REWRITES, canonical_name
 from attrcli.graph.check import check
 from attrcli.graph.meta import SHAPED
-from attrcli.graph.value import Value, View, computed, extrapolated, is_tensor, leaves, probe, same, tree_map, tried
+from attrcli.graph.names import RESERVED, identifier, scopes, submodule
+from attrcli.graph.value import (
+    Value,
+    View,
+    beyond,
+    computed,
+    extrapolated,
+    is_tensor,
+    leaves,
+    probe,
+    same,
+    tree_map,
+    tried,
+)
 
 __all__ = ["FREE", "Builder", "Value", "is_tensor", "leaves"]
 
@@ -29,9 +42,6 @@ aten = torch.ops.aten
 FREE = (62, 97)
 """Batch sizes of the two probes of a graph with a free batch: large, one even and one odd, so that whatever depends on
 the batch differs between them; on the meta device their size costs nothing."""
-
-_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
-"""Names that a module needs for itself, so that no stored tensor can have them: 'half', 'graph', 'training', ..."""
 
 _IGNORED = ("device", "pin_memory", "layout", "memory_format", "non_blocking")
 """Arguments that say where and how a tensor lies in memory, which the graph leaves open."""
@@ -85,7 +95,7 @@ class Builder:
                 held = held.to(self.dtype)
             path = self._free_path(name)
             scope, _, leaf = path.rpartition(".")
-            module = _submodule(self.root, scope)
+            module = submodule(self.root, scope)
             if parameter and held.is_floating_point():
                 module.register_parameter(leaf, nn.Parameter(held, requires_grad=False))
             else:
@@ -270,7 +280,7 @@ class Builder:
 
     def _argument(self, name: str) -> str:
         """A name for an input that the code of an fx graph can take as its argument."""
-        argument = _identifier(name)
+        argument = identifier(name)
         taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
         while argument in taken or not argument.isidentifier() or iskeyword(argument):
             argument = f"_{argument}"
@@ -278,16 +288,16 @@ class Builder:
 
     def _free_path(self, name: str) -> str:
         """A path for a stored tensor that is no other's, and neither above nor below another's."""
-        parts = [_identifier(part) for part in name.split(".") if part]
-        path = ".".join(f"{part}_" if part in _RESERVED else part for part in parts) or "constant"
-        if not self._paths.isdisjoint(_scopes(path)):
+        parts = [identifier(part) for part in name.split(".") if part]
+        path = ".".join(f"{part}_" if part in RESERVED else part for part in parts) or "constant"
+        if not self._paths.isdisjoint(scopes(path)):
             path = path.replace(".", "_")  # below another tensor, where nothing can be
         count = self._counts.get(path, 0)
         while (candidate := f"{path}_{count}" if count else path) in self._paths or candidate in self._scopes:
             count += 1
         self._counts[path] = count + 1
         self._paths.add(candidate)
-        self._scopes.update(_scopes(candidate))
+        self._scopes.update(scopes(candidate))
         return candidate
 
     def _canonical_arguments(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -309,6 +319,8 @@ class Builder:
                 value = self.dtype
             if isinstance(value, tuple):
                 value = list(value)
+            if beyond(value):
+                self.refuse(f"{op}: argument '{argument.name}' is {value}")
             if not argument.kwarg_only:
                 positional.append(value)
             elif value is not None and not same(value, argument.default_value):
@@ -374,23 +386,3 @@ class Builder:
                 value.version = parent.root.version
                 break
         return value
-
-
-def _submodule(module: nn.Module, scope: str) -> nn.Module:
-    """The submodule at a dotted path, made where it is missing."""
-    for name in scope.split(".") if scope else ():
-        if name not in module._modules:
-            module.add_module(name, nn.Module())
-        module = module.get_submodule(name)
-    return module
-
-
-def _scopes(path: str) -> list[str]:
-    """The paths above a path: 'a' and 'a.b' above 'a.b.c'."""
-    parts = path.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
-def _identifier(name: str) -> str:
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
-    return cleaned if cleaned and not cleaned[0].isdigit() else f"_{cleaned}" if not cleaned.isdigit() else cleaned

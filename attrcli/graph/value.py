@@ -108,6 +108,12 @@ def same(first: Any, second: Any) -> bool:
     return type(first) is type(second) and bool(first == second)
 
 
+def beyond(value: Any) -> bool:
+    """Whether this is a whole number, or a list with one, that torch takes for a symbol: those below -(1 << 62)."""
+    numbers = value if isinstance(value, list) else [value]
+    return any(isinstance(number, int) and number < -(1 << 62) for number in numbers)
+
+
 def computed(function: Callable[..., Any], args: Sequence[Any]) -> Any:
     """What a function of numbers gives. Raises OverflowError for a whole number that no file can hold, before it is."""
     if function in (operator.pow, operator.lshift) and all(isinstance(number, int) for number in args):

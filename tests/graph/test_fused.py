@@ -71,6 +71,10 @@ REFUSED = {
         lambda b, x: b.call(aten.as_strided.default, x, [b.size(x, 0), 4], [12, 1], 0),
         "op aten.as_strided is not supported",
     ),
+    "numbers that torch takes for symbols": (
+        lambda b, x: b.call(aten.roll.default, x, [-(1 << 63)], [1]),
+        r"aten.roll.default: argument 'shifts' is \[-9223372036854775808\]",
+    ),
     "padding around twice": (
         lambda b, x: b.call(aten._pad_circular.default, x, [0, 4]),
         "circular padding of 3 elements by 4",
