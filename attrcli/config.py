@@ -120,6 +120,8 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--config {file}: not a regular file")
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -128,11 +128,17 @@ def _signature(name: str, method: str) -> dict[str, str]:
 
 
 def _require_apart(folder: Path, ids: Iterable[str], source: Source) -> None:
-    """Raise UsageError where a picture would take the place of an input."""
-    for name, file in file_names(ids).items():
-        picture, original = folder / file, source.root / name
-        if picture.exists() and original.exists() and picture.samefile(original):
-            raise UsageError(f"{picture} is an input; choose another folder for the pictures")
+    """Raise UsageError where pictures would lie among the inputs, for which the next run would take them."""
+    originals = (source.root / name.rpartition("#")[0] if "#" in name else source.root / name for name in ids)
+    if os.path.realpath(folder) in {os.path.realpath(path.parent) for path in originals}:
+        raise UsageError(f"{folder} holds inputs, and the next run would take pictures there for more; choose another")
+
+
+def _require_unread(out: Path, runs: Sequence[RunFile], source: Source) -> None:
+    """Raise UsageError where a picture would take the place of what it is made from."""
+    inputs = {os.path.realpath(source.root / name) for run in runs for name in run.ids}
+    if os.path.realpath(out) in inputs | {os.path.realpath(run.path) for run in runs}:
+        raise UsageError(f"{out} is a run file or an input; choose another name")
 
 
 def draw(
@@ -277,6 +283,7 @@ def grid(
     try:
         names = _explained(runs)[: limit or _MONTAGE_ROWS]
         source = Source.of(runs[0], root)
+        _require_unread(out, runs, source)
         places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
         scales: list[float | None] = [None] * len(runs)
         if style.scale == "run":

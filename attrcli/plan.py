@@ -127,6 +127,9 @@ class Plan:
         dtype = getattr(torch, self.preprocess.dtype)
         self.input_dtype = self.model.dtype if dtype.is_floating_point else dtype
         specs = {spec.name: spec for spec in self.model.source.inputs}
+        if unknown := [name for name in self.config.fix if name not in specs]:
+            known = models.describe(self.model.source.inputs)
+            raise UsageError(f"--fix {unknown[0]}: {self.path} has no such input; its inputs: {known}")
         self.fixed = {
             name: aside.fixed(name, value, specs.get(name), self.model.dtype) for name, value in self.config.fix.items()
         }

@@ -275,7 +275,7 @@ def test_no_picture_takes_the_place_of_an_input_or_becomes_one(tmp_path):
     explain(tmp_path / "run.h5", inputs=tmp_path / "in")
     told = attrcli("render", tmp_path / "run.h5", "--out", tmp_path / "in", "--force")
     assert told.code == 2
-    assert "is an input" in told.err
+    assert "holds inputs" in told.err
     assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
 
@@ -475,3 +475,22 @@ def test_export_virelay(moved, tmp_path):
     told = attrcli("export", moved / "ig.h5", tmp_path / "b", "--to", "virelay", "--root", moved / "in")
     assert told.code == 3
     assert not list((tmp_path / "b").glob("*.h5"))
+
+
+def test_neither_a_run_file_nor_an_input_is_drawn_over(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for place in sorted(TEST.rglob("*.png"))[:2]:
+        (folder / place.name).write_bytes(place.read_bytes())
+    run, named = tmp_path / "run.h5", tmp_path / "run.png"
+    assert attrcli("explain", CNN, folder, "-m", "gradient", "--out", run).code == 0
+    named.write_bytes(run.read_bytes())
+    picture = sorted(folder.iterdir())[0]
+    before = {path: path.read_bytes() for path in (named, picture)}
+    for source, out, message in (
+        (named, named, "is a run file or an input"), (run, picture, "is a run file or an input"), (run, folder, "holds inputs"),
+    ):  # fmt: skip
+        done = attrcli("render", source, "--out", out, "--force")
+        assert (done.code, message in done.err) == (2, True), done.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(folder.iterdir())) == 2

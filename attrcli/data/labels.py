@@ -53,6 +53,9 @@ def labels_csv(path: Path, collection: Collection, labels: Sequence[str] | None)
         raise UsageError(f"--labels {path}: {error}; {accepted}") from error
     if table.ids is None or table.labels is None:
         raise UsageError(f"--labels {path}: its columns are {', '.join(table.header)}; {accepted}")
+    twice = sorted(name for name, count in Counter(table.ids).items() if count > 1)
+    if twice:
+        raise UsageError(f"--labels {path}: {twice[0]!r} is listed more than once; give each input one label")
     match = _matcher(labels)
     wrong = sorted({label for label in table.labels if match(label) == UNKNOWN_LABEL})
     if wrong:

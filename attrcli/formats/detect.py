@@ -24,6 +24,8 @@ def identify(path: Path) -> str:
                 f"{path}: a TensorFlow SavedModel is not supported; {_CONVERT} --saved-model DIR --output F"
             )
         raise ModelError(f"{path}: is a directory, not a model file")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path}: a pipe or a device, not a model file")
     try:
         with path.open("rb") as file:
             head = file.read(_SCAN)

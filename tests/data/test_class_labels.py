@@ -98,3 +98,11 @@ def test_label_files_that_do_not_fit(tmp_path, text, message):
         labels_csv(path, found, NAMES)
     with pytest.raises(UsageError, match=r"--labels .*none\.csv: no such file"):
         labels_csv(tmp_path / "none.csv", found, NAMES)
+
+
+def test_an_id_that_is_labelled_twice_is_refused(tmp_path):
+    save(tmp_path / "a.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("id,label\na.png,1\na.png,2\n")
+    with pytest.raises(UsageError, match=r"'a\.png' is listed more than once"):
+        labels_csv(table, collect([str(tmp_path / "a.png")], "image"), ["x", "y", "z"])

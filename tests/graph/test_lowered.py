@@ -37,6 +37,7 @@ NETS = {
 
 @pytest.fixture(params=NETS)
 def graph(request, tmp_path):
+    torch.manual_seed(1)
     make, shape = NETS[request.param]
     path = save_traced(ready(make()).float(), shape, tmp_path / "net.pt")
     return path, shape, build(path, shape, dtype=torch.float32)
