@@ -134,8 +134,10 @@ def _require_apart(folder: Path, ids: Iterable[str], source: Source) -> None:
         raise UsageError(f"{folder} holds inputs, and the next run would take pictures there for more; choose another")
 
 
-def _require_unread(out: Path, runs: Sequence[RunFile], source: Source) -> None:
-    """Raise UsageError where a picture would take the place of what it is made from."""
+def _require_free(out: Path, runs: Sequence[RunFile], source: Source, force: bool) -> None:
+    """Raise UsageError where a picture would take the place of what it is made from, or of anything unless `force`."""
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already; choose another name, or --force to write over it")
     inputs = {os.path.realpath(source.root / name) for run in runs for name in run.ids}
     if os.path.realpath(out) in inputs | {os.path.realpath(run.path) for run in runs}:
         raise UsageError(f"{out} is a run file or an input; choose another name")
@@ -277,13 +279,11 @@ def grid(
     Also returns the ids whose input is gone or changed; their cells say so. Raises UsageError when nothing was
     explained, and for a picture that is there already unless `force`.
     """
-    if out.exists() and not force:
-        raise UsageError(f"{out} is there already; choose another name, or --force to write over it")
     runs = [RunFile(path) for path in run_paths]
     try:
         names = _explained(runs)[: limit or _MONTAGE_ROWS]
         source = Source.of(runs[0], root)
-        _require_unread(out, runs, source)
+        _require_free(out, runs, source, force)
         places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
         scales: list[float | None] = [None] * len(runs)
         if style.scale == "run":

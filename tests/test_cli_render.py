@@ -487,9 +487,8 @@ def test_neither_a_run_file_nor_an_input_is_drawn_over(tmp_path):
     named.write_bytes(run.read_bytes())
     picture = sorted(folder.iterdir())[0]
     before = {path: path.read_bytes() for path in (named, picture)}
-    for source, out, message in (
-        (named, named, "is a run file or an input"), (run, picture, "is a run file or an input"), (run, folder, "holds inputs"),
-    ):  # fmt: skip
+    taken = "is a run file or an input"
+    for source, out, message in ((named, named, taken), (run, picture, taken), (run, folder, "holds inputs")):
         done = attrcli("render", source, "--out", out, "--force")
         assert (done.code, message in done.err) == (2, True), done.err
     assert {path: path.read_bytes() for path in before} == before
