@@ -373,13 +373,16 @@ class Model:
 
     @contextmanager
     def _within_tables(self) -> Iterator[None]:
-        """Make an index beyond the model's tables, such as an unknown token, the input's error."""
+        """Make an index beyond the model's tables, such as an unknown token, the input's error; others the model's."""
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (IndexError, RuntimeError) as error:
-            if re.search("out of (range|bounds)", str(error)) is None:
-                raise
-            raise InputError(f"{self.path}: the input holds an index beyond the model's tables: {error}") from error
+            what = next(iter(str(error).strip().splitlines()), "")[:300]
+            if re.search("out of (range|bounds)", what) is None:
+                raise ModelError(f"{self.path}: the graph does not run on this input: {what}") from error
+            raise InputError(f"{self.path}: the input holds an index beyond the model's tables: {what}") from error
 
     def _require_finite(self, values: torch.Tensor, inputs: torch.Tensor, target: Target) -> None:
         """Raise NonFiniteError, naming the node, for the first row of values (N, ...) with a NaN or an infinity."""

@@ -385,8 +385,9 @@ class Plan:
         return self._reader.encode(raw)
 
     def tensor(self, arrays: Sequence[Array]) -> torch.Tensor:
-        """Model inputs to a batch on the device."""
-        return torch.from_numpy(np.stack(arrays)).to(self.model.device, self.input_dtype)
+        """Model inputs to a batch on the device; to a GPU from pinned memory, so that the copy runs beside it."""
+        batch, device = torch.from_numpy(np.stack(arrays)).to(self.input_dtype), self.model.device
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
 
     def layout(self) -> Layout:
         """Shapes of one row of the run file."""

@@ -257,6 +257,17 @@ def test_an_index_beyond_the_table_is_the_inputs_error(tmp_path):
         models.load(path)(torch.tensor([[1, 9]]))
 
 
+def test_a_graph_that_does_not_run_is_the_models_error(monkeypatch):
+    model, x = models.load(SAMPLES / "fashion_mlp.pt"), images()
+
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not fit\nand more")
+
+    monkeypatch.setattr(type(model.engine((1, 28, 28))), "__call__", fail)
+    with pytest.raises(ModelError, match=r"fashion_mlp\.pt: the graph does not run on this input: shapes do not fit$"):
+        model(x)
+
+
 # --- several inputs, several outputs, layouts
 
 
