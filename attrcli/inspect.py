@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attrcli import methods
-from attrcli.errors import AttrcliError, UsageError
+from attrcli.errors import AttrcliError, UnsupportedOp, UsageError
 from attrcli.preprocess import Preprocess
 from attrcli.sidecar import find, from_mapping, parse_embedded, to_toml
 from attrcli.store import RunFile, Status, is_run_file
 
 if TYPE_CHECKING:
+    import torch
+
     from attrcli.formats.spec import TensorSpec
     from attrcli.model import Model
 
@@ -89,7 +91,7 @@ def model_file(path: Path, shape: Shape | None = None, *, trusted: bool = False)
         if sidecar is not None
         else "none: explain needs --preprocess, or a sidecar (--write-sidecar)",
     }
-    problem = None
+    problem, runs = None, False
     explained = _explained(model)
     known = tuple(shape) if shape else _known_shape(explained, sidecar)
     if known is None:
@@ -100,11 +102,11 @@ def model_file(path: Path, shape: Shape | None = None, *, trusted: bool = False)
         try:
             facts.update(_graph_facts(model, explained, sidecar, known))
         except AttrcliError as error:
-            problem = str(error)
+            problem, runs = str(error), model.format == "onnx" and isinstance(error, UnsupportedOp)
     facts["operations"] = dict(sorted(source.operations().items(), key=lambda item: -item[1]))
     if problem:
         facts["note"] = problem
-    facts["methods"] = _methods(model, problem)
+    facts["methods"] = _methods(model, known, problem, runs=runs)
     return facts
 
 
@@ -201,8 +203,8 @@ def _bind(
         return {name: tuple(pair[0][1:]) for name, pair in shapes.items()}
 
 
-def _methods(model: "Model", problem: str | None) -> dict[str, str]:
-    """Which methods work on this model, and why not."""
+def _methods(model: "Model", shape: Shape | None, problem: str | None, *, runs: bool) -> dict[str, str]:
+    """Which methods work on this model, and why not; with a problem, what `runs` without a graph."""
     dtype = model.input_dtype or _explained(model).dtype
     more = ", ".join(
         flag
@@ -217,13 +219,28 @@ def _methods(model: "Model", problem: str | None) -> dict[str, str]:
         gradient = "gradient" in methods.description(name).needs
         if gradient and not dtype.is_floating_point:
             works[name] = f"no: the input is {str(dtype).removeprefix('torch.')}; explain at a node with --at NODE"
-        elif problem is None:
-            works[name] = f"works, with {more}" if more else "works"
-        elif model.format == "onnx" and not gradient:
+        elif problem is None and shape is not None:
+            refusal = _refusal(model, name, shape, dtype)
+            works[name] = f"no: {refusal}" if refusal else f"works, with {more}" if more else "works"
+        elif runs and not gradient:
             works[name] = "works, in ONNX Runtime"
         else:
             works[name] = f"no: {problem}"
     return works
+
+
+def _refusal(model: "Model", name: str, shape: Shape, dtype: "torch.dtype") -> str:
+    """Why a method cannot explain samples of this shape; '' where it can."""
+    import torch
+
+    from attrcli import outputs
+
+    kind = model.dtype if dtype.is_floating_point else dtype
+    try:
+        outputs.require(model, methods.load(name), torch.zeros(1, *shape, dtype=kind, device=model.device))
+    except AttrcliError as error:
+        return str(error)
+    return ""
 
 
 # -- sidecars ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from attrcli.errors import AttrcliWarning, InputError, ModelError
+from attrcli.methods._method import Method
 from attrcli.model import Model
 
 _FEWEST = 8
@@ -23,17 +24,8 @@ def examine(model: Model, inputs: torch.Tensor, labels: int) -> None:
         values = model.logits(inputs)
     except InputError:  # an input that the model cannot take, as its row will say
         return
-    dtype = declared.get(name, values.dtype)
     what = f"{model.path}: the output{f' {name!r}' if name else ''}"
-    if not dtype.is_floating_point:
-        others = [other for other, kind in declared.items() if kind.is_floating_point]
-        way_out = (
-            f"choose another with --output ({', '.join(others)})" if others else "save the model without that step"
-        )
-        raise ModelError(
-            f"{what} is whole numbers ({str(dtype).removeprefix('torch.')}), such as the class that an argmax chose, "
-            f"and no scores that could be explained; {way_out}"
-        )
+    _require_fractions(model, values.dtype)
     head = model.head(inputs)
     if head == "none" and (seen := _probabilities(values)):
         warnings.warn(
@@ -50,6 +42,35 @@ def examine(model: Model, inputs: torch.Tensor, labels: int) -> None:
             AttrcliWarning,
             stacklevel=2,
         )
+
+
+def _require_fractions(model: Model, computed: torch.dtype) -> None:
+    """Raise ModelError for an output of whole numbers."""
+    declared = {spec.name: spec.dtype for spec in model.source.outputs or ()}
+    name = model.output or next(iter(declared), "")
+    dtype = declared.get(name, computed)
+    what = f"{model.path}: the output{f' {name!r}' if name else ''}"
+    if not dtype.is_floating_point:
+        others = [other for other, kind in declared.items() if kind.is_floating_point]
+        way_out = (
+            f"choose another with --output ({', '.join(others)})" if others else "save the model without that step"
+        )
+        raise ModelError(
+            f"{what} is whole numbers ({str(dtype).removeprefix('torch.')}), such as the class that an argmax chose, "
+            f"and no scores that could be explained; {way_out}"
+        )
+
+
+def require(model: Model, method: Method, inputs: torch.Tensor) -> None:
+    """Raise ModelError where a method cannot explain this model, for inputs (N, ...) of its shape.
+
+    The output is whole numbers, no gradient leads to the input, or an op has no rule in the method.
+    """
+    _require_fractions(model, model.logits(inputs[:1]).dtype)
+    if "gradient" in method.needs:
+        require_gradient(model, inputs[:1])
+    if "rules" in method.needs:
+        method.ruled(model, inputs[:1])  # type: ignore[attr-defined]
 
 
 def require_gradient(model: Model, inputs: torch.Tensor) -> None:

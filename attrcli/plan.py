@@ -355,6 +355,8 @@ class Plan:
         outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))
         if "gradient" in self.method.needs and self.config.at is None:
             outputs.require_gradient(self.model, inputs[:1])
+        if "rules" in self.method.needs:
+            self.method.ruled(self.explained, torch.zeros(1, *self.attribution_shape))  # type: ignore[attr-defined]
 
     def estimate(self) -> Estimate:
         """What running the plan would do."""

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["config"] = {"methods", "errors"}
 MAY_IMPORT["aside"] = {"config", "formats", "data", "preprocess", "baselines", "errors"}
-MAY_IMPORT["outputs"] = {"model", "errors"}
+MAY_IMPORT["outputs"] = {"model", "methods", "errors"}
 MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)

@@ -27,7 +27,8 @@ class Attribution:
 class Method(Protocol):
     """A frozen dataclass whose fields are its options.
 
-    `needs` says what the model must offer: gradient (an imported graph), baseline (a baseline per sample). `axioms`
+    `needs` says what the model must offer: gradient (an imported graph), baseline (a baseline per sample),
+    rules (an op without one is refused by the method's `ruled(model, inputs)`). `axioms`
     are claims that the contract test checks: complete (sums to score(x) - score(x')), dummy (zero where the score
     does not depend on the element), linear (in the score), gradient (a vector-Jacobian product of the graph itself),
     batch_exact (a row does not depend on the others).

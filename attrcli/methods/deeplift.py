@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 
 from attrcli.errors import UsageError
+from attrcli.graph.rules import Ruled
 from attrcli.methods import _deeplift_rules as rules
 from attrcli.methods._method import Attribution, require_baseline
 from attrcli.model import Model, Target
@@ -23,7 +24,7 @@ class DeepLift:
 
     paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv 1704.02685 (section 3)"
     cost: ClassVar[str] = "1 forward + 1 backward, and 1 forward for each distinct baseline"
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient", "baseline"})
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient", "baseline", "rules"})
     axioms: ClassVar[frozenset[str]] = frozenset({"complete", "dummy", "linear", "batch_exact"})
 
     output: Literal["contribution", "multiplier"] = "contribution"
@@ -37,6 +38,10 @@ class DeepLift:
         """One of each; the baseline's pass is shared."""
         return 1, 1
 
+    def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
+        """The graph under DeepLIFT's rules. Raises UnsupportedOp for an op without one."""
+        return model.ruled(inputs, rules.choose, "deeplift", "integrated_gradients needs no rules")
+
     def attribute(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
@@ -44,7 +49,7 @@ class DeepLift:
         baseline = require_baseline("deeplift", inputs, baseline)
         if target.score != "logit":
             raise UsageError(f"deeplift explains logits, whose differences add up; --score {target.score} is no logit")
-        ruled = model.ruled(inputs, rules.choose, "deeplift", "integrated_gradients needs no rules")
+        ruled = self.ruled(model, inputs)
         shared = not target.held and model.broadcasts(inputs) and bool((baseline == baseline[:1]).all())
         parts, remainders = [], []
         for rows in model.passes(len(inputs)):
