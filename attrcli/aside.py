@@ -1,16 +1,18 @@
-"""What options name besides the inputs: the baseline's file, the background, and the values of other inputs."""
+"""What options name besides the inputs: the baseline, labels, values of other inputs; and where results go."""
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
 from attrcli import baselines, data
 from attrcli.config import Config
-from attrcli.errors import InputError, NoInputsError, UsageError
+from attrcli.errors import AttrcliWarning, InputError, NoInputsError, UsageError
 from attrcli.formats.spec import TensorSpec
 from attrcli.preprocess import Preprocess
 
@@ -77,3 +79,41 @@ def _read(path: Path, preprocess: Preprocess, option: str) -> Iterator[Array]:
             yield p.fit(data.read(record, p.kind, channels=p.channels, columns=p.columns).values)
     except (InputError, NoInputsError, UsageError) as error:
         raise UsageError(f"{option}: {error}") from error
+
+
+def labels(config: Config, collection: data.Collection, names: Sequence[str] | None) -> npt.NDArray[np.uint16]:
+    """The class of each input, from `--labels` or class folders; UNKNOWN_LABEL where there is none.
+
+    Warns of class folders that no label matches. Raises UsageError where `--target label` finds none.
+    """
+    if config.labels is not None:
+        return data.labels_csv(Path(config.labels), collection, names)
+    found = data.class_labels(collection, names)
+    none = bool((found == data.UNKNOWN_LABEL).all())
+    folders = sorted({record.label for record in collection.records if record.label})
+    if names and len(folders) > 1 and none:
+        warnings.warn(
+            f"no class folder ({', '.join(folders[:5])}) matches a label ({', '.join(names[:5])}, ...): "
+            "inputs count as unlabelled",
+            AttrcliWarning,
+            stacklevel=2,
+        )
+    if config.target == "label" and none:
+        raise UsageError("--target label: no input has a label; use class folders named as the labels, or --labels CSV")
+    return found
+
+
+def require_apart(config: Config, kind: str, records: Sequence[data.Record]) -> None:
+    """Raise UsageError where what is written would take the place of an input, or become one of the next run."""
+    out = os.path.abspath(config.out)
+    if out == os.path.abspath(config.model) or out in {os.fspath(record.path) for record in records}:
+        raise UsageError(f"--out {config.out} is the model or an input; choose another name")
+    made = {"--out": out} if out.lower().endswith(data.SUFFIXES[kind]) else {}
+    made |= {"--overlays": os.path.abspath(config.overlays)} if config.overlays else {}
+    folders = [os.path.abspath(name) for name in config.inputs if os.path.isdir(name)]
+    for option, path in made.items():
+        if inside := [folder for folder in folders if f"{path}{os.sep}".startswith(f"{folder}{os.sep}")]:
+            raise UsageError(
+                f"{option} {path} lies in the folder of inputs {inside[0]}: the next run would take what is "
+                "written there for inputs; choose a place beside it"
+            )

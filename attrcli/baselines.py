@@ -21,6 +21,9 @@ from scipy.ndimage import gaussian_filter
 
 from attrcli.errors import InputError, UsageError
 
+MOST = 1000
+"""Most baselines of a set: each costs as much as one alone."""
+
 Array = npt.NDArray[Any]
 Fill = Callable[[Array, np.random.Generator], Array]
 
@@ -92,19 +95,23 @@ DEFAULTS = {"image": "black", "table": "mean", "array": "zero"}
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline for any sample: ``shared`` if equal for all of one shape; ``file`` is what it was read from."""
+    """A baseline for any sample, or a set of them, one for each of ``fills``; attributions are means over the set.
+
+    ``shared`` if equal for all samples of one shape; ``file`` is the file or directory that it was read from.
+    """
 
     name: str
     shared: bool
-    fill: Fill
+    fills: tuple[Fill, ...]
     file: Path | None = None
 
-    def __call__(self, raw: Array, sample_id: str, seed: int) -> Array:
-        """x' for one raw input, of its shape; what is random depends on sample id and seed alone.
+    def __call__(self, raw: Array, sample_id: str, seed: int) -> list[Array]:
+        """x' for one raw input, of its shape, all of the set; what is random depends on sample id and seed alone.
 
         Raises: InputError if the baseline was read from a file and has another shape.
         """
-        return self.fill(raw, np.random.default_rng(seed_of(sample_id, seed)))
+        generator = np.random.default_rng(seed_of(sample_id, seed))
+        return [fill(raw, generator) for fill in self.fills]
 
 
 def seed_of(sample_id: str, seed: int) -> int:
@@ -116,12 +123,12 @@ def seed_of(sample_id: str, seed: int) -> int:
 def resolve(
     spec: str | None, kind: str, *, load: Callable[[Path], Iterable[Array]], background: Path | None = None
 ) -> Baseline:
-    """The baseline for ``--baseline``: a name, a file with one input of this kind, or the default of the kind (None).
+    """The baseline for ``--baseline``: a name, the inputs of a file or directory, or the default of the kind (None).
 
     ``load`` gives the raw inputs of a file or directory. ``mean`` of a table is the column means of ``background``.
 
-    Raises: UsageError for an unknown name, a file that does not hold exactly one input, and a background that is
-    missing or not used.
+    Raises: UsageError for an unknown name, a file or directory without inputs or with too many, and a background that
+    is missing or not used.
     """
     name = DEFAULTS[kind] if spec is None else spec
     if kind == "table" and name == "mean":
@@ -130,25 +137,25 @@ def resolve(
             raise UsageError(
                 f"{default} is the column means of a background: give --background FILE, or --baseline zero"
             )
-        return Baseline("mean", True, _constant(column_means(background, load), str(background)), background)
+        return Baseline("mean", True, (_constant(column_means(background, load), str(background)),), background)
     if background is not None:
         raise UsageError(f"--background {background}: only --baseline mean of a table uses one; leave it out")
     recipe = BASELINES.get(name)
     if recipe is not None and kind in recipe.kinds:
-        return Baseline(name, recipe.shared, recipe.fill)
+        return Baseline(name, recipe.shared, (recipe.fill,))
     if not Path(name).exists():
         accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | {DEFAULTS[kind]})
         close = difflib.get_close_matches(name, accepted, n=1)
         near = f" (did you mean {close[0]!r}?)" if close else ""
         raise UsageError(
             f"--baseline {name}: neither a file nor a baseline for kind {kind}{near}; accepted: {', '.join(accepted)}, "
-            "or a file"
+            "a file or a directory"
         )
-    found = list(islice(load(Path(name)), 2))
-    if len(found) != 1:
-        held = "several inputs" if found else "no input"
-        raise UsageError(f"--baseline {name}: the file holds {held}; accepted: a file that holds one")
-    return Baseline("file", True, _constant(found[0], name), Path(name))
+    found = list(islice(load(Path(name)), MOST + 1))
+    if not 0 < len(found) <= MOST:
+        held = f"more than {MOST} inputs" if found else "no input"
+        raise UsageError(f"--baseline {name}: holds {held}; accepted: 1 to {MOST}, over which attributions are means")
+    return Baseline("file", True, tuple(_constant(values, name) for values in found), Path(name))
 
 
 def column_means(path: Path, load: Callable[[Path], Iterable[Array]]) -> Array:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from attrcli import baselines, targets
 from attrcli.errors import InputError, ModelError
 from attrcli.methods._method import Attribution
+from attrcli.model import Model
 from attrcli.plan import Plan, Sample
 from attrcli.score import Head, Target, apply_head, select
 from attrcli.store import Status
@@ -114,8 +115,8 @@ def _scored(plan: Plan, batch: Batch, places: Sequence[int]) -> _Scored:
 
 def _explain_rows(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[Columns, Sequence[str]]:
     """Explain some samples of a batch: columns (N, ...) and a note for each."""
-    run, baseline = _prepared(plan, batch, places)
-    result = plan.method.attribute(plan.explained, run.inputs, run.target, baseline)
+    run, references = _prepared(plan, batch, places)
+    result = _attribute(plan, plan.explained, run, references)
     if not bool(torch.isfinite(result.values.sum())):
         raise InputError(f"{plan.config.method} made a value that is not finite")
     prediction = apply_head(run.logits, run.head)
@@ -124,46 +125,69 @@ def _explain_rows(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[Colu
         "prediction": prediction.flatten(1) if prediction.dim() > 1 else prediction[:, None],
         "target": targets.classes_of(run.target),
         "score": run.score,
-        **_completeness(plan, result, run, baseline),
+        **_completeness(plan, result, run, references),
     }
+    if result.standard_error is not None:
+        columns["standard_error"] = result.standard_error
     notes = result.note or [""] * len(places)
     return {name: value.detach().cpu().numpy() for name, value in columns.items()}, notes
 
 
-def _prepared(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[_Scored, torch.Tensor | None]:
-    """What a method is given for some samples: inputs, or the values of the node of `--at`, and baselines."""
-    run, baseline = _scored(plan, batch, places), None
-    if plan.baseline is not None:
-        raws = [plan.baseline(batch.samples[i].raw, batch.ids[i], plan.config.seed) for i in places]
-        baseline = plan.tensor([plan.encode(raw) for raw in raws])
-    if plan.config.at is not None:
+def _prepared(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[_Scored, list[torch.Tensor]]:
+    """What a method is given for some samples: inputs, or the values of the node of `--at`, and baselines of each."""
+    run, references = _scored(plan, batch, places), _references(plan, batch, places)
+    if plan.at is not None:
         held = replace(run.target, held=plan.model.arguments(run.inputs))
-        run = replace(run, target=held, inputs=plan.model.activation(plan.config.at, run.inputs))
-        baseline = None if baseline is None else plan.model.activation(plan.config.at, baseline)
-    return run, baseline
+        run = replace(run, target=held, inputs=plan.model.activation(plan.at, run.inputs))
+        references = [plan.model.activation(plan.at, reference) for reference in references]
+    return run, references
+
+
+def _references(plan: Plan, batch: Batch, places: Sequence[int]) -> list[torch.Tensor]:
+    """The baselines (N, ...) of some samples, one tensor for each of the set; none where the method needs none."""
+    if plan.baseline is None:
+        return []
+    asked = places[:1] if plan.baseline.shared else places
+    sets = [plan.baseline(batch.samples[i].raw, batch.ids[i], plan.config.seed) for i in asked]
+    made = [plan.tensor([plan.encode(raw) for raw in raws]) for raws in zip(*sets, strict=True)]
+    return [reference.expand(len(places), *reference.shape[1:]) for reference in made]
+
+
+def _attribute(plan: Plan, model: Model, run: _Scored, references: list[torch.Tensor]) -> Attribution:
+    """Explain with the one baseline, or with each of a set in turn: then all is a mean over the set."""
+    method = plan.method
+    if "baselines" in method.needs:
+        return method.attribute(model, run.inputs, run.target, torch.stack(references, 1))
+    if len(references) < 2:
+        return method.attribute(model, run.inputs, run.target, references[0] if references else None)
+    values, remainder = torch.zeros(1, dtype=torch.float64, device=run.inputs.device), None
+    notes: list[set[str]] = [set() for _ in run.score]
+    for reference in references:
+        result = method.attribute(model, run.inputs, run.target, reference)
+        values = values + result.values.double() / len(references)
+        if result.remainder is not None:
+            remainder = (0 if remainder is None else remainder) + result.remainder / len(references)
+        for found, note in zip(notes, result.note or (), strict=False):
+            found.add(note)
+    return Attribution(values, remainder=remainder, note=tuple("; ".join(sorted(found - {""})) for found in notes))
 
 
 def rank_correlation(plan: Plan, batch: Batch, columns: Columns) -> float:
     """Spearman's correlation of a batch's attributions with those of float32, a mean over its first good rows."""
     places = [i for i in batch.todo if np.isfinite(columns["attribution"][i]).all()][:COMPARED]
-    run, baseline = _prepared(plan, batch, places)
-    exact = plan.method.attribute(plan.explained.in_full(), run.inputs, run.target, baseline).values.cpu().numpy()
+    run, references = _prepared(plan, batch, places)
+    exact = _attribute(plan, plan.explained.in_full(), run, references).values.cpu().numpy()
     pairs = zip(exact, columns["attribution"][places], strict=True)
     return float(np.mean([spearmanr(one, other, axis=None).statistic for one, other in pairs]))
 
 
 def _completeness(
-    plan: Plan, result: Attribution, run: _Scored, baseline: torch.Tensor | None
+    plan: Plan, result: Attribution, run: _Scored, references: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """baseline_score, the remainder, and completeness_delta = sum + remainder - (score - baseline_score)."""
     reference = result.baseline_score
-    if reference is None and baseline is not None:
-        shared = plan.baseline is not None and plan.baseline.shared and not run.target.held
-        logits = plan.explained.logits(baseline[:1] if shared else baseline, run.target.held)
-        logits = logits.expand(len(run.score), *logits.shape[1:])
-        reference = select(logits, run.target, plan.explained.head(baseline)).double()
-        same = (run.inputs == baseline).flatten(1).all(1)
-        reference = torch.where(same, run.score, reference)  # a row alone rounds unlike the same row among others
+    if reference is None and references:
+        reference = torch.stack([_at_baseline(plan, run, each) for each in references]).mean(0)
     found: dict[str, torch.Tensor] = {}
     if reference is not None:
         found["baseline_score"] = reference
@@ -174,3 +198,13 @@ def _completeness(
     if result.remainder is not None:
         found["remainder"] = result.remainder
     return found
+
+
+def _at_baseline(plan: Plan, run: _Scored, baseline: torch.Tensor) -> torch.Tensor:
+    """The scores of baselines (N, ...), float64 (N,)."""
+    shared = plan.baseline is not None and plan.baseline.shared and not run.target.held
+    logits = plan.explained.logits(baseline[:1] if shared else baseline, run.target.held)
+    logits = logits.expand(len(run.score), *logits.shape[1:])
+    scores = select(logits, run.target, plan.explained.head(baseline)).double()
+    same = (run.inputs == baseline).flatten(1).all(1)
+    return torch.where(same, run.score, scores)  # a row alone rounds unlike the same row among others

@@ -4,6 +4,7 @@ plan = Plan(Config(model="net.onnx", inputs=("photos",), method="saliency", out=
 summary = explain(plan)
 """
 
+import hashlib
 import itertools
 import platform
 import re
@@ -101,7 +102,7 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
 def _within(plan: Plan, rows: slice, progress: Progress) -> Callable[[int], None]:
     """Progress within a batch, from the passes that the method said it takes."""
     count = rows.stop - rows.start
-    forward, _ = plan.method.passes(plan.attribution_shape)
+    forward = plan.method.passes(plan.attribution_shape)[0] * plan.baseline_count
     done = 0
 
     def passed(some: int) -> None:
@@ -197,7 +198,7 @@ def _attributes(plan: Plan) -> dict[str, Any]:
         "preprocess": plan.preprocess.as_dict(),
         "target": config.target,
         "score": config.score,
-        "baseline": {"name": plan.baseline.name} if plan.baseline else None,
+        "baseline": {"name": plan.baseline.name, "count": len(plan.baseline.fills)} if plan.baseline else None,
         "input": model.input,
         "output": config.output,
         "at": config.at,
@@ -229,7 +230,16 @@ def _files(plan: Plan) -> dict[str, str]:
         files["labels"] = plan.config.labels
     fixed = {f"fix {name}": value for name, value in plan.config.fix.items()}
     files |= {name: value for name, value in fixed.items() if value != "zero"}
-    return dict.fromkeys(fixed, "zero") | {name: data.sha256_of(Path(path)) for name, path in files.items()}
+    return dict.fromkeys(fixed, "zero") | {name: _hash(Path(path)) for name, path in files.items()}
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file; of a directory, of the hashes and names of all that lies in it."""
+    if not path.is_dir():
+        return data.sha256_of(path)
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{data.sha256_of(file)} {file.relative_to(path)}\n" for file in inside)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 # -- the finished run ----------------------------------------------------------------------------------------------

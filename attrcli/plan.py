@@ -20,7 +20,7 @@ from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError
 from attrcli.formats.spec import TensorSpec
 from attrcli.graph.engine import Engine, free_memory
-from attrcli.methods._method import Method
+from attrcli.methods._method import Method, shape_of
 from attrcli.preprocess import Preprocess
 from attrcli.samples import Reader, Sample
 from attrcli.score import SCORES, select
@@ -69,13 +69,13 @@ class Plan:
             trusted=config.trust_model,
         )
         self.preprocess = self._preprocess()
-        self.method: Method = methods.load(config.method, config.options)
+        self.method: Method = methods.load(config.method, self._options())
         self._bind()
         self.collection = self._collect()
         self.records = self.collection.records
-        self._require_apart()
+        aside.require_apart(config, self.preprocess.kind, self.records)
         self._name_columns()
-        self.labels = self._labels()
+        self.labels = aside.labels(config, self.collection, self.preprocess.labels)
         self.wanted = targets.parse(config.target, self.preprocess.labels)
         self.shape = self._sample_shape()
         self.baseline = self._baseline()
@@ -89,6 +89,13 @@ class Plan:
         self._require_target()
 
     # -- what is explained ---------------------------------------------------------------------------------------
+
+    def _options(self) -> Mapping[str, Any]:
+        """The method's options; `--at` is one of those that read a node inside the model."""
+        config = self.config
+        if config.at is None or "node" not in methods.description(config.method).needs:
+            return config.options
+        return {**config.options, "node": config.at}
 
     def _spec(self) -> TensorSpec:
         """What the file says of the explained input; `bind` refuses a name that is not there."""
@@ -134,7 +141,7 @@ class Plan:
             name: aside.fixed(name, value, specs.get(name), self.model.dtype) for name, value in self.config.fix.items()
         }
         self._bind_to(self.model, self.fixed)
-        if self.config.at is None and "gradient" in self.method.needs and not dtype.is_floating_point:
+        if self.at is None and "gradient" in self.method.needs and not dtype.is_floating_point:
             raise UsageError(
                 f"{self.config.method} needs a gradient, and the input is {self.preprocess.dtype}: explain at a node "
                 "of the graph, the output of the embedding, with --at NODE, or use a perturbation method (occlusion)"
@@ -172,21 +179,6 @@ class Plan:
         found = data.collect(self.config.inputs, kind, columns=columns, sample_rank=rank)
         return replace(found, records=found.records[: self.config.limit])
 
-    def _require_apart(self) -> None:
-        """Raise UsageError where what is written would take the place of an input, or become one of the next run."""
-        out, config = os.path.abspath(self.config.out), self.config
-        if out == os.path.abspath(config.model) or out in {os.fspath(record.path) for record in self.records}:
-            raise UsageError(f"--out {config.out} is the model or an input; choose another name")
-        made = {"--out": out} if out.lower().endswith(data.SUFFIXES[self.preprocess.kind]) else {}
-        made |= {"--overlays": os.path.abspath(config.overlays)} if config.overlays else {}
-        folders = [os.path.abspath(name) for name in config.inputs if os.path.isdir(name)]
-        for option, path in made.items():
-            if inside := [folder for folder in folders if f"{path}{os.sep}".startswith(f"{folder}{os.sep}")]:
-                raise UsageError(
-                    f"{option} {path} lies in the folder of inputs {inside[0]}: the next run would take what is "
-                    "written there for inputs; choose a place beside it"
-                )
-
     def _name_columns(self) -> None:
         """Read the columns of a table by the names that the first one has, where the sidecar names none.
 
@@ -206,29 +198,9 @@ class Plan:
         told["input"]["columns"] = list(columns)
         self.preprocess = sidecar.from_mapping(told, str(self.path), None)
 
-    def _labels(self) -> npt.NDArray[np.uint16]:
-        names = self.preprocess.labels
-        if self.config.labels is not None:
-            return data.labels_csv(Path(self.config.labels), self.collection, names)
-        found = data.class_labels(self.collection, names)
-        none = bool((found == data.UNKNOWN_LABEL).all())
-        folders = sorted({record.label for record in self.records if record.label})
-        if names and len(folders) > 1 and none:
-            warnings.warn(
-                f"no class folder ({', '.join(folders[:5])}) matches a label ({', '.join(names[:5])}, ...): "
-                "inputs count as unlabelled",
-                AttrcliWarning,
-                stacklevel=2,
-            )
-        if self.config.target == "label" and none:
-            raise UsageError(
-                "--target label: no input has a label; use class folders named as the labels, or --labels CSV"
-            )
-        return found
-
     def _baseline(self) -> baselines.Baseline | None:
         given = self.config.baseline
-        if "baseline" not in self.method.needs:
+        if self.method.needs.isdisjoint({"baseline", "baselines"}):
             for option, value in (("--baseline", given), ("--background", self.config.background)):
                 if value is not None:
                     raise UsageError(f"{self.config.method} uses no baseline; leave out {option} {value}")
@@ -260,10 +232,15 @@ class Plan:
     def _attribution_shape(self) -> tuple[int, ...]:
         """Shape of one row of attributions: the input's, or that of the node of `--at`."""
         self.explained = self.model
-        if self.config.at is None:
-            return self.shape
-        self.explained = self.model.at(self.config.at, self.shape)
-        return tuple(self.model.activation(self.config.at, self.zeros()).shape[1:])
+        if not self.at:
+            return shape_of(self.method, self.shape)
+        self.explained = self.model.at(self.at, self.shape)
+        return shape_of(self.method, tuple(self.model.activation(self.at, self.zeros()).shape[1:]))
+
+    @property
+    def at(self) -> str | None:
+        """The node that is explained in place of the input; None where `--at` is the method's own business."""
+        return None if "node" in self.method.needs else self.config.at
 
     def zeros(self) -> torch.Tensor:
         """One model input of zeros, as a batch."""
@@ -278,7 +255,7 @@ class Plan:
         try:
             return self.model.engine(self.shape)
         except UnsupportedOp:
-            if "gradient" in self.method.needs or self.config.at is not None or self.model.format != "onnx":
+            if "gradient" in self.method.needs or self.at is not None or self.model.format != "onnx":
                 raise
             return None
         except ModelError as error:
@@ -353,14 +330,14 @@ class Plan:
         good = [sample.x for sample in samples if not sample.message and sample.x.shape == self.shape]
         inputs = self.tensor(good) if good else self.zeros()
         outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))
-        if "gradient" in self.method.needs and self.config.at is None:
+        if "gradient" in self.method.needs and self.at is None:
             outputs.require_gradient(self.model, inputs[:1])
         if "rules" in self.method.needs:
             self.method.ruled(self.explained, torch.zeros(1, *self.attribution_shape))  # type: ignore[attr-defined]
 
     def estimate(self) -> Estimate:
         """What running the plan would do."""
-        forward, backward = self.method.passes(self.attribution_shape)
+        forward, backward = (count * self.baseline_count for count in self.method.passes(self.attribution_shape))
         layout, count = self.layout(), len(self.records)
         columns = layout.columns(count, max(len(os.fsencode(record.id)) for record in self.records))
         return Estimate(
@@ -375,6 +352,11 @@ class Plan:
             file_bytes=sum(math.prod(shape) * dtype.itemsize for shape, dtype in columns.values()),
             memory_bytes=self._row_bytes() * self.batch_size,
         )
+
+    @property
+    def baseline_count(self) -> int:
+        """How often a sample is explained: once for each baseline of a set."""
+        return len(self.baseline.fills) if self.baseline and "baseline" in self.method.needs else 1
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -396,4 +378,6 @@ class Plan:
         shape = self.attribution_shape
         known = {1: ("feature",), 2: ("channel", "position"), 3: ("channel", "y", "x")}
         dims = known.get(len(shape), tuple(f"axis_{i}" for i in range(len(shape))))
-        return Layout(shape, self.output_shape or (1,), dims, "f8" if self.config.precision == "float64" else "f4")
+        extras = ("standard_error",) if "standard_error" in self.method.gives else ()
+        kind = "f8" if self.config.precision == "float64" else "f4"
+        return Layout(shape, self.output_shape or (1,), dims, kind, extras)

@@ -17,7 +17,7 @@ def nothing(path):
 
 
 def image_baseline(name, raw=RAW, sample_id="a", seed=0):
-    return resolve(name, "image", load=nothing)(raw, sample_id, seed)
+    return resolve(name, "image", load=nothing)(raw, sample_id, seed)[0]
 
 
 @pytest.mark.parametrize(("name", "value"), [("black", 0), ("white", 255), ("grey", 127.5)])
@@ -63,7 +63,7 @@ def test_noise_depends_on_id_and_seed_alone():
 def test_shape_dtype_and_input_are_kept(name):
     kind = BASELINES[name].kinds[0]
     before = RAW.copy()
-    filled = resolve(name, kind, load=nothing)(RAW, "a", 0)
+    filled = resolve(name, kind, load=nothing)(RAW, "a", 0)[0]
     assert (filled.shape, filled.dtype) == (RAW.shape, RAW.dtype)
     np.testing.assert_array_equal(RAW, before)
 
@@ -71,16 +71,16 @@ def test_shape_dtype_and_input_are_kept(name):
 @pytest.mark.parametrize("name", BASELINES)
 def test_shared_means_that_the_input_does_not_matter(name):
     baseline = resolve(name, BASELINES[name].kinds[0], load=nothing)
-    same = np.array_equal(baseline(RAW, "a", 0), baseline(RAW[::-1] / 2, "b", 0))
+    same = np.array_equal(baseline(RAW, "a", 0)[0], baseline(RAW[::-1] / 2, "b", 0)[0])
     assert same == baseline.shared
 
 
 def test_defaults():
     assert resolve(None, "image", load=nothing).name == "black"
-    np.testing.assert_array_equal(resolve(None, "array", load=nothing)(ROWS, "a", 0), np.zeros((3, 2)))
+    np.testing.assert_array_equal(resolve(None, "array", load=nothing)(ROWS, "a", 0), [np.zeros((3, 2))])
     table = resolve(None, "table", load=lambda path: iter(ROWS), background=Path("b.csv"))
     assert (table.name, table.shared, table.file) == ("mean", True, Path("b.csv"))
-    np.testing.assert_array_equal(table(ROWS[0], "a", 0), [3, 20])
+    np.testing.assert_array_equal(table(ROWS[0], "a", 0), [[3, 20]])
     assert set(DEFAULTS) == {"image", "array", "table"}
 
 
@@ -99,7 +99,7 @@ def test_a_background_that_nothing_uses_is_refused(spec, kind):
 
 def test_column_means_of_whole_numbers_are_not_cut():
     whole = resolve("mean", "table", load=lambda path: [np.array([1]), np.array([2])], background=Path("b"))
-    np.testing.assert_array_equal(whole(np.array([5]), "a", 0), [1.5])
+    np.testing.assert_array_equal(whole(np.array([5]), "a", 0), [[1.5]])
 
 
 def test_empty_background():
@@ -112,17 +112,21 @@ def test_file_is_used_for_every_sample(tmp_path):
     path.touch()
     baseline = resolve(str(path), "image", load=lambda given: [RAW] if given == path else [])
     assert (baseline.name, baseline.shared, baseline.file) == ("file", True, path)
-    np.testing.assert_array_equal(baseline(RAW * 0, "b", 3), RAW)
+    np.testing.assert_array_equal(baseline(RAW * 0, "b", 3), [RAW])
     with pytest.raises(InputError, match=r"x\.png' has the shape \(20, 30, 3\), the input \(5, 5, 3\)"):
         baseline(RAW[:5, :5], "a", 0)
 
 
-@pytest.mark.parametrize(
-    ("held", "message"), [([], "--baseline .*holds no input"), ([RAW, RAW], "holds several inputs")]
-)
-def test_file_must_hold_one_input(tmp_path, held, message):
+def test_several_inputs_are_a_set(tmp_path):
+    baseline = resolve(str(tmp_path), "image", load=lambda path: [RAW, RAW / 2])
+    assert (baseline.name, baseline.shared, baseline.file) == ("file", True, tmp_path)
+    np.testing.assert_array_equal(baseline(RAW * 0, "b", 3), [RAW, RAW / 2])
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "--baseline .*holds no input"), (1001, "more than 1000 inputs")])
+def test_a_set_of_none_or_too_many_is_refused(tmp_path, count, message):
     with pytest.raises(UsageError, match=message):
-        resolve(str(tmp_path), "image", load=lambda path: held)
+        resolve(str(tmp_path), "image", load=lambda path: [RAW] * count)
 
 
 def test_unknown_name_gets_a_suggestion_and_the_list():
@@ -131,5 +135,7 @@ def test_unknown_name_gets_a_suggestion_and_the_list():
         match=r"--baseline blakc: neither a file nor .* image \(did you mean 'black'\?\); accepted: black, blur, grey",
     ):
         resolve("blakc", "image", load=nothing)
-    with pytest.raises(UsageError, match=r"--baseline blur: .* for kind table.*accepted: mean, zero, or a file"):
+    with pytest.raises(
+        UsageError, match=r"--baseline blur: .* for kind table.*accepted: mean, zero, a file or a directory"
+    ):
         resolve("blur", "table", load=nothing)

@@ -27,7 +27,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Description:
-    """A method: `needs` and `axioms` as in the design, `cost` in passes per sample."""
+    """A method: `needs`, `gives` and `axioms` as `Method` has them, `cost` in passes per sample."""
 
     name: str
     summary: str
@@ -35,6 +35,7 @@ class Description:
     paper: str
     cost: str
     needs: tuple[str, ...]
+    gives: tuple[str, ...]
     axioms: tuple[str, ...]
     options: tuple[Option, ...]
 
@@ -90,6 +91,7 @@ def _read(name: str, path: str, summary: str) -> Description:
         paper=facts["paper"],
         cost=facts["cost"],
         needs=tuple(sorted(facts["needs"])),
+        gives=tuple(sorted(facts["gives"])),
         axioms=tuple(sorted(facts["axioms"])),
         options=tuple(options),
     )

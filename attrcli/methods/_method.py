@@ -14,29 +14,36 @@ class Attribution:
     """What a method returns for a batch of N.
 
     `values` is shaped like the inputs, float64 or the model's type. `baseline_score` (N,) is what completeness is
-    measured against where that is not the score of the one baseline; `remainder` (N,) what a method knowingly leaves
-    unattributed; `note` a short text per sample.
+    measured against where that is not the score of the baseline; `remainder` (N,) what a method knowingly leaves
+    unattributed; `note` a short text per sample. Shaped like the values: `multipliers`, which times the difference from
+    the baseline make them, and `standard_error` of values that are a mean over what was drawn.
     """
 
     values: torch.Tensor
     baseline_score: torch.Tensor | None = None
     remainder: torch.Tensor | None = None
     note: tuple[str, ...] | None = None
+    multipliers: torch.Tensor | None = None
+    standard_error: torch.Tensor | None = None
 
 
 class Method(Protocol):
     """A frozen dataclass whose fields are its options.
 
-    `needs` says what the model must offer: gradient (an imported graph), baseline (a baseline per sample),
-    rules (an op without one is refused by the method's `ruled(model, inputs)`). `axioms`
-    are claims that the contract test checks: complete (sums to score(x) - score(x')), dummy (zero where the score
-    does not depend on the element), linear (in the score), gradient (a vector-Jacobian product of the graph itself),
-    batch_exact (a row does not depend on the others).
+    `needs` says what the method must be given: gradient (an imported graph), baseline (a baseline per sample; the
+    result for a set of them is the mean over the set), baselines (the whole set at once, (N, R, ...)), rules (an op
+    without one is refused by the method's `ruled(model, inputs)`), node (a node of the graph, its option `node`).
+    `gives` says what stands beside the values or is special about them: multipliers, standard_error, positions (one
+    value for each position of the input, (N, 1, H, W) for images, and not for each element).
+    `axioms` are claims that the contract test checks: complete (sums to score(x) - score(x')), dummy (zero where the
+    score does not depend on the element), linear (in the score), gradient (a vector-Jacobian product of the graph
+    itself), batch_exact (a row does not depend on the others).
     """
 
     paper: ClassVar[str]
     cost: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    gives: ClassVar[frozenset[str]]
     axioms: ClassVar[frozenset[str]]
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -48,6 +55,11 @@ class Method(Protocol):
     ) -> Attribution:
         """Explain a batch (N, ...). Sample i's result does not depend on sample j."""
         ...
+
+
+def shape_of(method: Method, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of one sample's attribution, for an input of this shape."""
+    return (1, *shape[1:]) if "positions" in method.gives else shape
 
 
 def require_baseline(method: str, inputs: torch.Tensor, baseline: torch.Tensor | None) -> torch.Tensor:

@@ -25,6 +25,7 @@ class DeepLift:
     paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv 1704.02685 (section 3)"
     cost: ClassVar[str] = "1 forward + 1 backward, and 1 forward for each distinct baseline"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient", "baseline", "rules"})
+    gives: ClassVar[frozenset[str]] = frozenset({"multipliers"})
     axioms: ClassVar[frozenset[str]] = frozenset({"complete", "dummy", "linear", "batch_exact"})
 
     output: Literal["contribution", "multiplier"] = "contribution"
@@ -59,4 +60,4 @@ class DeepLift:
             remainders.append(ruled.remainder(len(rows)))
         multipliers = torch.cat(parts)
         values = multipliers if self.output == "multiplier" else multipliers * (inputs - baseline)
-        return Attribution(values, remainder=torch.cat(remainders))
+        return Attribution(values, remainder=torch.cat(remainders), multipliers=multipliers)

@@ -16,6 +16,7 @@ class Gradient:
     paper: ClassVar[str] = "Baehrens et al. 2010, JMLR 11; Simonyan et al. 2013, arXiv 1312.6034 (section 3)"
     cost: ClassVar[str] = "1 forward + 1 backward"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    gives: ClassVar[frozenset[str]] = frozenset()
     axioms: ClassVar[frozenset[str]] = frozenset({"gradient", "dummy", "linear", "batch_exact"})
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:

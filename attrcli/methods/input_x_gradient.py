@@ -19,6 +19,7 @@ class InputXGradient:
     paper: ClassVar[str] = "Shrikumar et al. 2016, arXiv 1605.01713"
     cost: ClassVar[str] = "1 forward + 1 backward"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    gives: ClassVar[frozenset[str]] = frozenset()
     axioms: ClassVar[frozenset[str]] = frozenset({"dummy", "linear", "batch_exact"})
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:

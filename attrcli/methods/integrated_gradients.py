@@ -34,6 +34,7 @@ class IntegratedGradients:
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv 1703.01365 (equation 1)"
     cost: ClassVar[str] = "steps x (1 forward + 1 backward)"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient", "baseline"})
+    gives: ClassVar[frozenset[str]] = frozenset({"multipliers"})
     axioms: ClassVar[frozenset[str]] = frozenset({"complete", "dummy", "linear", "batch_exact"})
 
     steps: int | Literal["auto"] = 50
@@ -70,18 +71,20 @@ class IntegratedGradients:
         baseline = require_baseline("integrated_gradients", inputs, baseline)
         if self.steps == "auto":
             return self._refine(model, inputs, target, baseline)
-        return Attribution(self._integrate(model, inputs, target, baseline, self.steps))
+        slopes = self._integrate(model, inputs, target, baseline, self.steps)
+        return Attribution(slopes * (inputs - baseline), multipliers=slopes)
 
     def _refine(self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor) -> Attribution:
         """Double the steps of the samples whose gap is too large; each sample's note says how many it took."""
         score, reference = model.scores(inputs, target), model.scores(baseline, target)
         rounding = ROUNDING * torch.finfo(inputs.dtype).eps * (score.abs() + reference.abs())
         values = torch.zeros_like(inputs, dtype=torch.float64)
+        slopes = torch.zeros_like(values)
         notes = [""] * len(inputs)
         rows, steps = torch.arange(len(inputs), device=inputs.device), FIRST
         while True:
-            part = self._integrate(model, inputs[rows], target.take(rows), baseline[rows], steps)
-            values[rows] = part
+            slopes[rows] = self._integrate(model, inputs[rows], target.take(rows), baseline[rows], steps)
+            part = values[rows] = slopes[rows] * (inputs - baseline)[rows]
             total, size, delta = part.flatten(1).sum(1), part.flatten(1).abs().sum(1), (score - reference)[rows]
             gap = (total - delta).abs()
             reached = gap <= self.tolerance * torch.maximum(delta.abs(), 1e-3 * size)
@@ -100,12 +103,12 @@ class IntegratedGradients:
                 AttrcliWarning,
                 stacklevel=2,
             )
-        return Attribution(values, note=tuple(notes))
+        return Attribution(values, note=tuple(notes), multipliers=slopes)
 
     def _integrate(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor, steps: int
     ) -> torch.Tensor:
-        """The integral of all samples, (N, ...) float64: rows of all (sample, step) pairs, pass by pass."""
+        """The mean gradient on each sample's path, (N, ...) float64: rows of all (sample, step) pairs, pass by pass."""
         nodes, weights = (torch.from_numpy(part).to(inputs.device) for part in quadrature(self.rule, steps))
         difference = inputs - baseline
         total = torch.zeros_like(inputs, dtype=torch.float64)
@@ -115,7 +118,7 @@ class IntegratedGradients:
             points = baseline[sample] + column(nodes[step], inputs) * difference[sample]
             gradient, _ = model.gradient(points, target.take(sample))
             add_rows(total, sample, gradient * column(weights[step], gradient))
-        return total * difference
+        return total
 
 
 @cache

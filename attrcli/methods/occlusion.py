@@ -25,6 +25,7 @@ class Occlusion:
     paper: ClassVar[str] = "Zeiler and Fergus 2014, arXiv 1311.2901 (section 4.2)"
     cost: ClassVar[str] = "1 + (number of windows) forward"
     needs: ClassVar[frozenset[str]] = frozenset({"baseline"})
+    gives: ClassVar[frozenset[str]] = frozenset()
     axioms: ClassVar[frozenset[str]] = frozenset({"linear", "batch_exact"})
 
     patch: int | Literal["auto"] = "auto"

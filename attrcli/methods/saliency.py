@@ -16,6 +16,7 @@ class Saliency:
     paper: ClassVar[str] = "Simonyan et al. 2013, arXiv 1312.6034 (section 3)"
     cost: ClassVar[str] = "1 forward + 1 backward"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    gives: ClassVar[frozenset[str]] = frozenset()
     axioms: ClassVar[frozenset[str]] = frozenset({"dummy", "batch_exact"})
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:

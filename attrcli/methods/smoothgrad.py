@@ -24,6 +24,7 @@ class SmoothGrad:
     paper: ClassVar[str] = "Smilkov et al. 2017, arXiv 1706.03825; Adebayo et al. 2018, arXiv 1810.03307 (VarGrad)"
     cost: ClassVar[str] = "samples x (1 forward + 1 backward)"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    gives: ClassVar[frozenset[str]] = frozenset()
     axioms: ClassVar[frozenset[str]] = frozenset({"dummy", "batch_exact"})
 
     samples: int = 50

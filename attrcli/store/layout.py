@@ -23,6 +23,9 @@ VERSION_KEYS = ("versions", "device", "threads", "batch_size")
 VOLATILE = frozenset({"schema", "complete", "history", "forced", "argv", "inputs_root", "model", "model_path"})
 """Attributes that do not touch the numbers: the resuming process sets them anew. All others identify the run."""
 
+EXTRAS = ("hypothetical", "standard_error")
+"""Datasets shaped like `attribution` that only some methods and kinds of input have."""
+
 Array = npt.NDArray[Any]
 Columns = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Shape, rows first, and type of every dataset by its name."""
@@ -39,16 +42,20 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of one row: `attribution` (C, H, W), (F,), (4, L) or any; `outputs` of any rank, stored flat (K,)."""
+    """Shapes of one row: `attribution` (C, H, W), (F,), (4, L) or any; `outputs` of any rank, stored flat (K,).
+
+    `extras` are the datasets of `EXTRAS` that there are.
+    """
 
     attribution: tuple[int, ...]
     outputs: tuple[int, ...]
     dims: tuple[str, ...]
     dtype: str = "f4"
+    extras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = {*self.columns(1, 1), "sample", "output", *self.dims}
-        if len(self.dims) != len(self.attribution) or len(names) != 14 + len(self.dims):
+        if len(self.dims) != len(self.attribution) or len(names) != 14 + len((*self.dims, *self.extras)):
             raise ValueError(f"dims {self.dims} must be one new name for each axis of {self.attribution}")
         if 0 in (*self.attribution, *self.outputs) or self.dtype not in ("f4", "f8"):
             raise ValueError(f"{self}: an empty row cannot be stored, and numbers are f4 or f8")
@@ -70,11 +77,13 @@ class Layout:
             "status": ((), np.dtype("u1")),
             "message": ((), h5py.string_dtype("utf-8", MESSAGE_BYTES)),
         }
+        rows |= dict.fromkeys(self.extras, (self.attribution, real))
         return {name: ((count, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
     def axes(self, name: str) -> tuple[str, ...]:
         """Dimension names of dataset `name`."""
-        return ("sample", *{"attribution": self.dims, "prediction": ("output",)}.get(name, ()))
+        axes = {"attribution": self.dims, "prediction": ("output",)} | dict.fromkeys(self.extras, self.dims)
+        return ("sample", *axes.get(name, ()))
 
 
 def part_of(path: Path) -> Path:

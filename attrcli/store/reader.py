@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from .layout import SCHEMA, Array, Layout, Status, blocks, decode, part_of
+from .layout import EXTRAS, SCHEMA, Array, Layout, Status, blocks, decode, part_of
 
 
 def is_run_file(path: Path) -> bool:
@@ -70,7 +70,8 @@ class RunFile:
         self.ids = [raw.decode("utf-8", "surrogateescape") for raw in self._file["sample_id"][...]]
         data, outputs = self._file["attribution"], json.loads(self._file["prediction"].attrs["shape"])
         dims = tuple(dim.label for dim in data.dims)[1:]
-        self.layout = Layout(data.shape[1:], tuple(outputs), dims, data.dtype.str[1:])
+        extras = tuple(name for name in EXTRAS if name in self._file)
+        self.layout = Layout(data.shape[1:], tuple(outputs), dims, data.dtype.str[1:], extras)
         for name, (shape, dtype) in self.columns.items():
             if self._file[name].shape != shape or self._file[name].dtype != dtype:
                 raise ValueError(f"/{name} is {self._file[name].dtype} {self._file[name].shape}, not {dtype} {shape}")

@@ -3,6 +3,8 @@
 import math
 import tomllib
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -103,6 +105,49 @@ class Sum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum(1, keepdim=True)
+
+
+class SmoothReluNet(Smooth):
+    """As `Smooth`, with a ReLU for the methods that need one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.first(x * self.seen)).flatten(1)) @ self.mix.t()
+
+
+class ReluConstant(Constant):
+    """As `Constant`, behind a ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.relu(x) if self.reads else x)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The nets that a method can be tested on.
+
+    `ranks` are the shapes of samples that it takes; `any_rank` makes a net for one of them. `nets` are two for samples
+    of (2, 9, 13), the first of which is blind to every third element and has a third logit 2 f - 3 g of the first two.
+    `constant` makes a net whose scores are constants, reading its input or not; None where the method needs more of a
+    net than one can have. `bundled` are the sample models that it works on.
+    """
+
+    ranks: tuple[tuple[int, ...], ...] = ((7,), (3, 11), (2, 5, 7), (2, 3, 4, 5))
+    any_rank: Callable[[tuple[int, ...]], nn.Module] = lambda shape: Linear(math.prod(shape))
+    nets: tuple[Callable[[], nn.Module], Callable[[], nn.Module]] = (Smooth, Kinked)
+    constant: Callable[[bool], nn.Module] | None = Constant
+    bundled: tuple[str, ...] = NETS
+
+
+ANY = Family()
+RELU = Family(any_rank=lambda shape: Relu(math.prod(shape)), nets=(SmoothReluNet, Kinked), constant=ReluConstant)
+
+FAMILIES: dict[str, Family] = {}
+"""The family of each method that does not work on any net."""
+
+
+def family(method: str) -> Family:
+    """The nets that a method can be tested on."""
+    return FAMILIES.get(method, ANY)
 
 
 def open_net(net: nn.Module, folder: Path, shape: tuple[int, ...], *, precision: str = "float64") -> Model:

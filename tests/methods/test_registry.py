@@ -35,6 +35,7 @@ def test_description_is_that_of_the_class(name: str) -> None:
     assert (described.name, described.summary) == (name, METHODS[name][1])
     assert (described.paper, described.cost) == (kind.paper, kind.cost)
     assert set(described.needs) == kind.needs
+    assert set(described.gives) == kind.gives
     assert set(described.axioms) == kind.axioms
     assert described.text.split() == (kind.__doc__ or "").split()
     fields = dataclasses.fields(kind)
@@ -178,7 +179,7 @@ class Sample:
 def converted(**options: Any) -> dict[str, Any]:
     hints = get_type_hints(Sample)
     listed = tuple(Option(name, str(kind), getattr(Sample, name), "") for name, kind in hints.items())
-    return convert(Sample, "sample", Description("sample", "", "", "", "", (), (), listed), options)
+    return convert(Sample, "sample", Description("sample", "", "", "", "", (), (), (), listed), options)
 
 
 @pytest.mark.parametrize(
