@@ -356,7 +356,7 @@ class Plan:
     @property
     def baseline_count(self) -> int:
         """How often a sample is explained: once for each baseline of a set."""
-        return len(self.baseline.fills) if self.baseline and "baseline" in self.method.needs else 1
+        return len(self.baseline.fills) if self.baseline else 1
 
     # -- reading -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,10 @@ __all__ = ["METHODS", "Description", "description", "load", "unknown", "unknown_
 
 METHODS: dict[str, tuple[str, str]] = {
     "deeplift": ("attrcli.methods.deeplift:DeepLift", "Differences from the baseline, propagated by multipliers"),
+    "expected_gradients": (
+        "attrcli.methods.expected_gradients:ExpectedGradients",
+        "Gradients between a set of baselines and the input, averaged",
+    ),
     "gradient": ("attrcli.methods.gradient:Gradient", "Signed gradient of the score with respect to the input"),
     "input_x_gradient": ("attrcli.methods.input_x_gradient:InputXGradient", "Input times gradient"),
     "integrated_gradients": (

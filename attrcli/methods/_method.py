@@ -47,7 +47,7 @@ class Method(Protocol):
     axioms: ClassVar[frozenset[str]]
 
     def passes(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Forward and backward passes per sample of this shape, for the dry run."""
+        """Forward and backward passes per sample of this shape and baseline, for the dry run."""
         ...
 
     def attribute(

@@ -28,6 +28,7 @@ from attrcli.methods._method import shape_of
 from attrcli.model import Model, Target
 
 VARIANTS: dict[str, list[dict[str, object]]] = {
+    "expected_gradients": [{"steps": 40}],
     "integrated_gradients": [{"steps": 20}, {"rule": "trapezoid", "steps": 9}, {"steps": "auto", "tolerance": 0.2}],
     "occlusion": [{}, {"patch": 5, "stride": 3}],
     "smoothgrad": [{"samples": 6, "reduce": reduce} for reduce in ("mean", "squared", "variance")],
@@ -40,6 +41,7 @@ SHAPE = (2, 9, 13)
 
 AXIOMS = {
     "deeplift": {"complete", "dummy", "linear", "batch_exact"},
+    "expected_gradients": {"complete", "dummy", "linear", "batch_exact"},
     "gradient": {"dummy", "linear", "gradient", "batch_exact"},
     "input_x_gradient": {"dummy", "linear", "batch_exact"},
     "integrated_gradients": {"complete", "dummy", "linear", "batch_exact"},
@@ -56,10 +58,8 @@ case = pytest.mark.parametrize(
 
 
 def given(name: str, baseline: Tensor) -> Tensor:
-    """Baselines as a method takes them: one each, or a set of two."""
-    if "baselines" not in methods.description(name).needs:
-        return baseline
-    return torch.stack([baseline, baseline / 2], 1)
+    """Baselines as a method takes them: one each, or a set, of two equal ones so that the mean score is known."""
+    return torch.stack([baseline, baseline], 1) if "baselines" in methods.description(name).needs else baseline
 
 
 def expected_shape(name: str, x: Tensor) -> tuple[int, ...]:
