@@ -69,6 +69,8 @@ class Config:
         for name, value in self.fix.items():
             if not value:
                 raise UsageError(f"--fix {name}=: the text is empty; write --fix {name}=FILE or --fix {name}=zero")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"--seed {self.seed}: a whole number from 0 to 2^63 - 1")
         if self.scale not in ("image", "run"):
             raise UsageError(f"--scale {self.scale}: image or run")
         self.tolerated(0)
@@ -78,6 +80,8 @@ class Config:
         text = self.max_errors.removesuffix("%")
         if not text.replace(".", "", 1).isdecimal() or (text == self.max_errors and "." in text):
             raise UsageError(f"--max-errors {self.max_errors}: a whole number, or a percentage such as 5%")
+        if text != self.max_errors and float(text) > 100:
+            raise UsageError(f"--max-errors {self.max_errors}: a percentage is at most 100%")
         return float(text) if text == self.max_errors else rows * float(text) / 100
 
 

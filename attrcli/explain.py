@@ -38,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 class Summary:
     """What a run did. `gaps` are |gap| / sum of |attribution| of the rows that are ok; `errors` are (id, message).
 
-    `rank_correlation` is that of bfloat16 with float32, where the run was in the former.
+    `zero` counts the rows computed whose attribution is zero everywhere; `rank_correlation` is that of bfloat16 with
+    float32, where the run was in the former.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Summary:
     resumed: int = 0
     added: int = 0
     removed: int = 0
+    zero: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
     accuracy: tuple[int, int] | None = None
     rank_correlation: float | None = None
@@ -85,6 +87,9 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
                         pending.result()
                     pending = behind.submit(_write, writer, batch, columns, status)
                     summary.computed += len(batch.todo)
+                    summary.zero += sum(
+                        not columns["attribution"][i].any() for i in batch.todo if status[i] == Status.OK
+                    )
                     failed = [i for i in batch.todo if status[i] == Status.ERROR]
                     summary.errors += [(batch.ids[i], _named(batch.ids[i], batch.notes[i])) for i in failed]
                     if failed and plan.config.fail_fast:
@@ -96,6 +101,7 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
         writer.finish()
     summary.resumed = summary.rows - summary.computed
     _summarise(plan, summary)
+    _warn_of_zeros(plan, summary)
     return summary
 
 
@@ -257,6 +263,17 @@ def _summarise(plan: Plan, summary: Summary) -> None:
         if "complete" in plan.method.axioms:
             gaps = run.gaps()
             summary.gaps = gaps[~np.isnan(gaps)].tolist()
+
+
+def _warn_of_zeros(plan: Plan, summary: Summary) -> None:
+    """Warn of attributions that are zero everywhere: a picture of nothing is easily taken for one of no importance."""
+    if summary.zero:
+        warnings.warn(
+            f"{summary.zero} of {summary.computed} attributions are zero everywhere: there {plan.config.method} finds "
+            "nothing that the score depends on (a saturated or dead unit, an input equal to the baseline)",
+            AttrcliWarning,
+            stacklevel=2,
+        )
 
 
 def _classes(plan: Plan) -> int:

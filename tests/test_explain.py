@@ -93,6 +93,12 @@ def test_the_completeness_delta_is_the_sum_less_the_difference_of_the_scores(fin
     np.testing.assert_array_equal(sorted(finished[1].gaps), sorted(gaps[good]))
 
 
+def test_attributions_of_zero_are_warned_of(tmp_path):
+    first = min((TEST / "Bag").iterdir())
+    with pytest.warns(AttrcliWarning, match=r"1 of 6 attributions are zero everywhere.*integrated_gradients"):
+        assert run(tmp_path / "r.h5", baseline=str(first)).zero == 1
+
+
 def test_the_attributes_of_a_run_file(finished):
     path, _ = finished
     with RunFile(path) as run_file:

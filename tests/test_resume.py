@@ -365,6 +365,15 @@ def test_memory_does_not_grow_with_the_number_of_inputs(tmp_path, model):
     assert peaks[2000] <= 1.1 * peaks[200], peaks
 
 
+def test_a_link_as_out_stays_a_link(folder, tmp_path):
+    real, link = tmp_path / "real.h5", tmp_path / "link.h5"
+    explain(real, inputs=folder)
+    link.symlink_to(real)
+    explain(link, "--force", "-t", "0", inputs=folder)
+    assert link.is_symlink()
+    assert (rows(real)["target"][rows(real)["status"] == 1] == 0).all()
+
+
 def test_a_sidecar_that_changed_is_another_configuration(folder, out, tmp_path):
     sidecar = tmp_path / "side.toml"
     sidecar.write_text(SIDECAR)

@@ -73,7 +73,11 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, then sync that file and rename it to `path`. After an error nothing is left of it."""
+    """Yield a name to write to, then sync that file and rename it to `path`, or to what that links to.
+
+    After an error nothing is left of it.
+    """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary

@@ -583,3 +583,14 @@ def test_a_sample_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_opset_is_refused(tmp_path: Path) -> None:
     refused(model([node("Relu", "x", "y")], {"x": ("N", 4)}, opset=999), tmp_path, "opset 999")
+
+
+def test_gather_counts_given_indices_from_the_end_and_lets_none_wrap_around(tmp_path: Path) -> None:
+    nodes = [node("Gather", "w x", "y")]
+    proto = model(nodes, {"x": ("N", 5)}, constants={"w": normal(10, 4)}, kind=TensorProto.INT64, opset=17)
+    graph = built(saved(proto, tmp_path))
+    places = torch.tensor([[1, -1, 3, -10, 9], [0, 1, 2, 3, 4]])
+    assert_same(graph, proto.SerializeToString(), {"x": places})
+    for beyond in (-11, 10):
+        with pytest.raises(IndexError):
+            graph(torch.full((1, 5), beyond))

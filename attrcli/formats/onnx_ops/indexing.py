@@ -22,13 +22,12 @@ from attrcli.graph.build import Builder, Value
 
 
 def _index(b: Builder, index: Value, size: Any) -> Result:
-    """Indices as torch wants them: int64, counted from the front."""
+    """Indices as torch wants them: int64, counted from the front; one beyond the end stays there, for an error."""
     index = b.call(aten.to.dtype, index, torch.int64)
     if not index.data and not index.probes[0].is_meta and all(bool((probe >= 0).all()) for probe in index.probes):
         return index
-    if isinstance(size, Value):
-        return b.call(aten.remainder.Tensor, index, b.as_tensor(size))
-    return b.call(aten.remainder.Scalar, index, size)
+    from_end = b.call(aten.add.Tensor, index, b.as_tensor(size) if isinstance(size, Value) else size)
+    return b.call(aten.where.self, b.call(aten.lt.Scalar, index, 0), from_end, index)
 
 
 def _is_constant(x: Value) -> bool:
@@ -46,7 +45,7 @@ def gather(b: Builder, n: Node, x: Operand, index: Operand) -> Result:
             picked = b.call(aten.unsqueeze.default, picked, axis)
         return picked
     if axis == 0 and value.rank == 2 and _is_constant(value) and places.data:
-        return b.call(aten.embedding.default, value, b.call(aten.to.dtype, places, torch.int64))
+        return b.call(aten.embedding.default, value, _index(b, places, value.probes[0].shape[0]))
     return b.call(aten.index.Tensor, value, [None] * axis + [_index(b, places, b.size(value, axis))])
 
 
