@@ -77,22 +77,11 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
                 if samples and (batch := _batch(plan, writer, rows, samples)).todo:
                     plan.explained.on_pass = _within(plan, rows, progress)
                     columns, status = compute(plan, batch)
-                    if (
-                        plan.config.precision == "bf16"
-                        and summary.rank_correlation is None
-                        and "attribution" in columns
-                    ):
-                        summary.rank_correlation = rank_correlation(plan, batch, columns)
                     if pending is not None:
                         pending.result()
                     pending = behind.submit(_write, writer, batch, columns, status)
-                    summary.computed += len(batch.todo)
-                    summary.zero += sum(
-                        not columns["attribution"][i].any() for i in batch.todo if status[i] == Status.OK
-                    )
-                    failed = [i for i in batch.todo if status[i] == Status.ERROR]
-                    summary.errors += [(batch.ids[i], _named(batch.ids[i], batch.notes[i])) for i in failed]
-                    if failed and plan.config.fail_fast:
+                    _count(plan, summary, batch, columns, status)
+                    if summary.errors and plan.config.fail_fast:
                         pending.result()
                         raise InputError(f"{summary.errors[0][1]} (--fail-fast)")
                 progress("explain", rows.stop, len(ids))
@@ -103,6 +92,16 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
     _summarise(plan, summary)
     _warn_of_zeros(plan, summary)
     return summary
+
+
+def _count(plan: Plan, summary: Summary, batch: Batch, columns: Columns, status: Array) -> None:
+    """Add what became of a batch to the summary."""
+    good, failed = ([i for i in batch.todo if status[i] == each] for each in (Status.OK, Status.ERROR))
+    summary.computed += len(batch.todo)
+    summary.zero += sum(not columns["attribution"][i].any() for i in good)
+    summary.errors += [(batch.ids[i], _named(batch.ids[i], batch.notes[i])) for i in failed]
+    if good and plan.config.precision == "bf16" and summary.rank_correlation is None:
+        summary.rank_correlation = rank_correlation(plan, batch, columns)
 
 
 def _within(plan: Plan, rows: slice, progress: Progress) -> Callable[[int], None]:
