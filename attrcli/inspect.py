@@ -160,7 +160,7 @@ def _graph_facts(model: "Model", explained: "TensorSpec", sidecar: Preprocess | 
         "final_activation": engine.head,
         "graph_nodes": len(nodes),
         "op_classes": dict(kinds.most_common()),
-        "nodes": [node.name for node in nodes],
+        "nodes": [node.name for node in nodes if node.meta.get("fractions")],  # those that --at can take
         "activation_bytes": engine.activation_bytes,
     }
 

@@ -379,6 +379,7 @@ class Builder:
         """The value that a node computes; a view of the argument whose memory it shares."""
         value = Value(tuple(probes), node, data)
         node.meta["shapes"] = tuple(tuple(tensor.shape) for tensor in probes)
+        node.meta["fractions"] = probes[0].is_floating_point()
         storage = probes[1].untyped_storage()._cdata
         for parent in leaves((args, kwargs)):
             if parent.is_tensor and parent.probes[1].untyped_storage()._cdata == storage and probes[1].numel():
