@@ -287,7 +287,7 @@ def test_methods():
 @pytest.mark.parametrize("name", METHODS)
 def test_one_method(name):
     told = json.loads(attrcli("methods", name, "--json").out)
-    assert set(told) == {"name", "summary", "text", "paper", "cost", "needs", "axioms", "options"}
+    assert set(told) == {"name", "summary", "text", "paper", "cost", "needs", "gives", "axioms", "options"}
     text = attrcli("methods", name).out
     assert told["paper"] in text
     for option in told["options"]:

@@ -34,6 +34,8 @@ def methods(
     for key in ("paper", "cost"):
         print(f"{key + ':':<8} {getattr(described, key)}")
     print(f"needs:   {', '.join(described.needs) or 'nothing'}")
+    if described.gives:
+        print(f"gives:   {', '.join(described.gives)}")
     print(f"axioms:  {', '.join(described.axioms) or 'none'}")
     for option in described.options:
         print(f"\n-o {option.name}={option.default}   ({option.type})\n   {option.help}")
