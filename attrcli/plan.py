@@ -332,7 +332,7 @@ class Plan:
         outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))
         if "gradient" in self.method.needs and self.at is None:
             outputs.require_gradient(self.model, inputs[:1])
-        if "rules" in self.method.needs:
+        if not self.method.needs.isdisjoint({"rules", "node"}):
             self.method.ruled(self.explained, torch.zeros(1, *self.attribution_shape))  # type: ignore[attr-defined]
 
     def estimate(self) -> Estimate:
