@@ -94,7 +94,7 @@ class Model:
         self.channels_last_input = False
         self.fixed: dict[str, torch.Tensor] = {}
         self._engines: dict[Any, Engine] = {}
-        self._kept: dict[Any, fx.GraphModule] = {}
+        self._kept: dict[Any, tuple[fx.GraphModule, str | None]] = {}
         self._session: Session | None = None
         self._undone: Head | None = None
         self._agreed = False
@@ -394,7 +394,7 @@ class Model:
             key = (shape, at, folded)
             if key not in self._kept:
                 self._kept[key] = engine.keeping(ready, at, self.device, folded=folded, lowered=self.lowered)
-            graph = self._kept[key]
+            graph, at = self._kept[key]
         try:
             return Ruled(graph, self.input, choose, method, advice, at)
         except UnsupportedOp as error:

@@ -121,14 +121,20 @@ def make(
     return Engine(graph, logits, run, head, output, tuple(shape[1:]), batch, channels_last, _activation_bytes(logits))
 
 
-def keeping(ready: Engine, node: str | None, device: torch.device, *, folded: bool, lowered: bool) -> fx.GraphModule:
-    """The graph of the logits made ready with one node as it was saved, or with all of them where not `folded`.
+def keeping(
+    ready: Engine, node: str | None, device: torch.device, *, folded: bool, lowered: bool
+) -> tuple[fx.GraphModule, str | None]:
+    """The graph of the logits made ready with the value of one node in it, or of all where not `folded`.
 
-    Folding would leave out the node or change its value. Raises UsageError for a name that is no node.
+    Also returns what the node is called there: a batch norm may have become the convolution before it.
+    Raises UsageError for a name that is no node.
     """
     graph = ready.logits if node is None else passes.also(ready.logits, node)
-    fold = folded and _multiply_adds(ready.logits) >= HEAVY
-    return _placed(passes.fold_batch_norm(graph) if fold else graph, device, ready.channels_last, lowered)
+    if folded and _multiply_adds(ready.logits) >= HEAVY:
+        graph = passes.fold_batch_norm(graph)
+    outputs: Any = next(iter(reversed(graph.graph.nodes))).args[0]
+    name = None if node is None else outputs[1].name
+    return _placed(graph, device, ready.channels_last, lowered), name
 
 
 def _placed(graph: fx.GraphModule, device: torch.device, channels_last: bool, lowered: bool) -> fx.GraphModule:

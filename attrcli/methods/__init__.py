@@ -14,11 +14,19 @@ from attrcli.methods._describe import Description, convert, describe, unknown, u
 __all__ = ["METHODS", "Description", "description", "load", "unknown", "unknown_option"]
 
 METHODS: dict[str, tuple[str, str]] = {
+    "attention_rollout": (
+        "attrcli.methods.attention_rollout:AttentionRollout",
+        "Attention maps multiplied over the layers: which patches flow into the output",
+    ),
     "deconvnet": (
         "attrcli.methods.deconvnet:Deconvnet",
         "Gradient whose ReLUs pass what is positive in it",
     ),
     "deeplift": ("attrcli.methods.deeplift:DeepLift", "Differences from the baseline, propagated by multipliers"),
+    "excitation_backprop": (
+        "attrcli.methods.excitation_backprop:ExcitationBackprop",
+        "Probability handed down to what excites the score",
+    ),
     "grad_cam": ("attrcli.methods.grad_cam:GradCam", "Channels of a late node, weighed by their mean gradient"),
     "grad_cam_pp": (
         "attrcli.methods.grad_cam_pp:GradCamPlusPlus",

@@ -56,8 +56,8 @@ Shape = tuple[int, ...]
 
 
 def plain(kind: Any, size: int) -> Axis:
-    """An axis of one factor; of none where its size is 1, unless that is the batch."""
-    return Axis(((kind, size),) if size != 1 or kind == BATCH else ())
+    """An axis of one factor; of none where its size is 1, unless it is known to be the batch or channels."""
+    return Axis(((kind, size),) if size != 1 or kind in (BATCH, CHANNEL, INPUT_CHANNEL) else ())
 
 
 def follow(module: fx.GraphModule, name: str, *, channels_last: bool) -> dict[fx.Node, Axes]:
@@ -158,6 +158,11 @@ def _windows(dims: int, *, mixes: bool = False) -> Callable[[fx.Node, Found, Sha
         return tuple(axes)
 
     return how
+
+
+def _padded(node: fx.Node, found: Found, shape: Shape) -> Axes:
+    given = _operand(node, found) or _lost(node, found, shape)
+    return tuple(_resized(axis, size) for axis, size in zip(given, shape, strict=True))
 
 
 def _convolution(node: fx.Node, found: Found, shape: Shape) -> Axes:
@@ -401,7 +406,7 @@ _HOW: dict[Any, Callable[[fx.Node, Found, Shape], Axes]] = (
         _named(
             "mul.Tensor div.Tensor pow.Tensor_Tensor addcmul.default addcdiv.default maximum.default minimum.default "
             "fmax.default fmin.default where.self masked_fill.Scalar masked_fill.Tensor expand.default "
-            "broadcast_to.default to.dtype detach.default dropout.default neg.default constant_pad_nd.default"
+            "broadcast_to.default to.dtype detach.default dropout.default neg.default"
         ),
         _same,
     )
@@ -424,6 +429,8 @@ _HOW: dict[Any, Callable[[fx.Node, Found, Shape], Axes]] = (
     | dict.fromkeys(_named("select.int unbind.int"), _selected)
     | {
         aten.convolution.default: _convolution,
+        aten.constant_pad_nd.default: _padded,
+        aten.grid_sampler_2d.default: _lost,
         aten.scaled_dot_product_attention.default: _attention,
         aten.einsum.default: _einsum,
         aten.embedding.default: _embedding,

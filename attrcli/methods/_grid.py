@@ -14,7 +14,7 @@ from attrcli.graph import ops
 from attrcli.graph.passes import named
 from attrcli.graph.rules import leads_with_batch
 from attrcli.methods import _axes
-from attrcli.methods._axes import BATCH, CHANNEL, Axes, Axis
+from attrcli.methods._axes import BATCH, CHANNEL, UNKNOWN, Axes, Axis
 from attrcli.methods._rectified import rectifier
 from attrcli.model import Model
 
@@ -113,16 +113,19 @@ def _are_channels(axis: Axis) -> bool:
 _CHOSEN: "WeakKeyDictionary[fx.GraphModule, dict[Any, Grid]]" = WeakKeyDictionary()
 
 
-def located(model: Model, shape: tuple[int, ...], node: str, grid: str, method: str) -> Grid:
+def located(
+    model: Model, shape: tuple[int, ...], node: str, grid: str, method: str, *, coarse: int | None = None
+) -> Grid:
     """The grid of a node that is named, or of the default one (auto); `grid` is told by hand, as 14x14, or auto.
 
-    Raises UsageError where there is none, or where what is what at the node is not known.
+    The default one is at most `coarse` times coarser than the input. Raises UsageError where there is none, or where
+    what is what at the node is not known.
     """
     known = _CHOSEN.setdefault(model.engine(shape).logits, {})
-    key = (model.input, node, grid)
+    key = (model.input, node, grid, coarse)
     if key not in known:
         try:
-            known[key] = _default(model, shape) if node == "auto" else _at(model, shape, node, grid)
+            known[key] = _default(model, shape, coarse) if node == "auto" else _at(model, shape, node, grid)
         except UsageError as error:
             raise UsageError(f"{model.path}: {method}: {error}") from error
     return known[key]
@@ -165,7 +168,7 @@ def _told(node: fx.Node, grid: str, dims: int) -> Grid:
     raise UsageError(f"-o grid={grid}: node '{node.name}' is {said}; accepted: {accepted}")
 
 
-def _default(model: Model, shape: tuple[int, ...]) -> Grid:
+def _default(model: Model, shape: tuple[int, ...], coarse: int | None) -> Grid:
     """The last node with a grid at which the score's gradient is felt in two places or more.
 
     In a transformer with a class token the last blocks' patches lead nowhere, and a block's own projections (queries,
@@ -176,6 +179,12 @@ def _default(model: Model, shape: tuple[int, ...]) -> Grid:
     output: Any = next(iter(reversed(graph.graph.nodes))).args[0]
     if output[0] in found:
         raise UsageError(f"the output itself has a grid, so that no node is the last before it goes; {_NAME_ONE}")
+    if coarse is not None:
+        found = {
+            node: grid
+            for node, grid in found.items()
+            if all(coarse * size >= whole for size, whole in zip(grid.sizes, shape[1:], strict=True))
+        }
     gradients = felt(model, shape, [*found])
     for node in reversed(found):
         grid = found[node]
@@ -183,8 +192,22 @@ def _default(model: Model, shape: tuple[int, ...]) -> Grid:
             continue
         gradient = gradients.get(node)
         if gradient is not None and int((grid.cut(gradient).abs().amax(1) > 0).flatten(1).sum(1).max()) > 1:
+            _require_followed(model, shape, node)
             return found[_after(node, found)]
-    raise UsageError(f"no node has a grid of {FEWEST} places of the input or more, and channels; {_NAME_ONE}")
+    fine = f" and no coarser than 1/{coarse}" if coarse else ""
+    raise UsageError(f"no node has channels and a grid of {FEWEST} places of the input or more{fine}; {_NAME_ONE}")
+
+
+def _require_followed(model: Model, shape: tuple[int, ...], chosen: fx.Node) -> None:
+    """Raise UsageError where the grid is lost sight of after a node, so that a later one may have it."""
+    axes = _axes.follow(model.engine(shape).logits, model.input, channels_last=model.channels_last_input)
+    order = list(axes)
+    for node in order[order.index(chosen) + 1 :]:
+        given = [axis for item in node.all_input_nodes for axis in axes.get(item, ())]
+        lost = any(UNKNOWN in axis.kinds for axis in axes[node]) and not any(UNKNOWN in axis.kinds for axis in given)
+        recurrent = isinstance(node.args[0], fx.Node) and ops.classify(node.args[0].target) is ops.OpClass.RECURRENT
+        if lost and not recurrent and any(axis.of_grid for axis in given):
+            raise UsageError(f"the grid is lost sight of at node '{node.name}' ({node.target}); {_NAME_ONE}")
 
 
 _NAME_ONE = "if one has, name it with --at NODE (attrcli inspect MODEL --json lists them)"
@@ -249,6 +272,8 @@ def felt(model: Model, shape: tuple[int, ...], nodes: list[fx.Node]) -> dict[fx.
         logits = kept.run(*arguments)[0]
         mix = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits.dtype)
         wanted = {node: value for node, value in kept.values.items() if value.requires_grad}
+        if not wanted or not logits.requires_grad:
+            return {}
         found = torch.autograd.grad((logits * mix).sum(), [*wanted.values()], allow_unused=True)
     return {node: gradient for node, gradient in zip(wanted, found, strict=True) if gradient is not None}
 
