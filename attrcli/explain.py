@@ -107,7 +107,7 @@ def _count(plan: Plan, summary: Summary, batch: Batch, columns: Columns, status:
 def _within(plan: Plan, rows: slice, progress: Progress) -> Callable[[int], None]:
     """Progress within a batch, from the passes that the method said it takes."""
     count = rows.stop - rows.start
-    forward = plan.method.passes(plan.attribution_shape)[0] * plan.baseline_count
+    forward = plan.method.passes(plan.explained_shape)[0] * plan.baseline_count
     done = 0
 
     def passed(some: int) -> None:

@@ -222,7 +222,7 @@ def _methods(model: "Model", shape: Shape | None, problem: str | None, *, runs: 
         elif problem is None and shape is not None:
             refusal = _refusal(model, name, shape, dtype)
             works[name] = f"no: {refusal}" if refusal else f"works, with {more}" if more else "works"
-        elif runs and not gradient:
+        elif runs and not gradient and "rules" not in methods.description(name).needs:
             works[name] = "works, in ONNX Runtime"
         else:
             works[name] = f"no: {problem}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 
 from attrcli import formats
 from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
@@ -93,6 +94,7 @@ class Model:
         self.channels_last_input = False
         self.fixed: dict[str, torch.Tensor] = {}
         self._engines: dict[Any, Engine] = {}
+        self._kept: dict[Any, tuple[fx.GraphModule, str | None]] = {}
         self._session: Session | None = None
         self._undone: Head | None = None
         self._agreed = False
@@ -134,6 +136,7 @@ class Model:
             )
             raise UsageError(f"{self.path}: {what}; its inputs: {describe(self.source.inputs)}")
         self._engines.clear()
+        self._kept.clear()
         self._coupled = None
 
     @cached_property
@@ -148,18 +151,20 @@ class Model:
         """Run the model as the file has it, a final softmax included: (N, ...) -> (N, K, ...)."""
         return apply_head(self.logits(inputs), self.head(inputs))
 
-    def logits(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    def logits(
+        self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor] | None = None, *, ruled: Ruled | None = None
+    ) -> torch.Tensor:
         """Run forward only, in passes: (N, ...) -> (N, K, ...) before a final softmax or sigmoid.
 
-        An ONNX file runs in ONNX Runtime; everything else, and float64, in torch.
+        An ONNX file runs in ONNX Runtime; everything else, float64, and what is to pass by rules, in torch.
         """
         held = held or {}
         parts = []
         for rows in self.passes(len(inputs)):
             chunk, others = inputs[rows], {name: value[rows] for name, value in held.items()}
             with torch.no_grad():
-                in_session = self._in_session(chunk, held)
-                parts.append(self._session_run(chunk) if in_session else self._graph_run(chunk, others))
+                in_session = ruled is None and self._in_session(chunk, held)
+                parts.append(self._session_run(chunk) if in_session else self._graph_run(chunk, others, ruled))
             self.on_pass(len(rows))
         return torch.cat(parts)
 
@@ -202,6 +207,28 @@ class Model:
             self._require_finite(score, inputs, target)
         return gradient, score
 
+    def gradient_at(
+        self, inputs: torch.Tensor, target: Target, ruled: Ruled
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One forward pass, and one backward to the node at which `ruled` begins.
+
+        Returns the node's value and its gradient, (N, ...), and the scores (N,).
+        For at most `rows` rows, and a node with the batch in front. Raises NonFiniteError naming the node.
+        """
+        ruled.leaves.clear()
+        with torch.enable_grad():
+            score = select(self._graph_run(inputs.detach(), target.held, ruled), target, self.head(inputs))
+            given = torch.autograd.grad(score.sum(), ruled.leaves, allow_unused=True) if score.requires_grad else ()
+        self.on_pass(len(inputs))
+        pairs = zip(ruled.leaves, given or [None] * len(ruled.leaves), strict=True)
+        gradients = [torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in pairs]
+        value, gradient = (torch.cat(part)[: len(inputs)].detach().to(self.dtype) for part in (ruled.leaves, gradients))
+        ruled.leaves.clear()
+        for values in (gradient, score.detach()):
+            if not bool(torch.isfinite(values.sum())):
+                self._require_finite(values.reshape(len(inputs), -1), inputs, target)
+        return value, gradient, score.detach()
+
     def passes(self, count: int) -> Iterator[torch.Tensor]:
         """Cut `count` rows into index tensors of nearly equal length, at most `rows`.
 
@@ -232,7 +259,7 @@ class Model:
     def in_full(self) -> "Model":
         """The same model without bfloat16."""
         exact = copy(self)
-        exact.lowered, exact._engines = False, {}
+        exact.lowered, exact._engines, exact._kept = False, {}, {}
         return exact
 
     # -- at a node -----------------------------------------------------------------------------------------------
@@ -345,11 +372,31 @@ class Model:
                 arguments.append(value.expand(len(inputs), *value.shape))
         return arguments
 
-    def ruled(self, inputs: torch.Tensor, choose: Choice, method: str, advice: str = "") -> Ruled:
-        """The graph for these inputs with a method's rules, for `gradient`. Raises UnsupportedOp, naming the node."""
-        ready = self.engine(tuple(inputs.shape[1:]))
+    def ruled(
+        self,
+        inputs: torch.Tensor,
+        choose: Choice,
+        method: str,
+        advice: str = "",
+        *,
+        at: str | None = None,
+        folded: bool = True,
+    ) -> Ruled:
+        """The graph for these inputs with a method's rules, for `gradient`; from the node `at` on, for `gradient_at`.
+
+        Not `folded`, every batch norm is a node, as in the file. Raises UnsupportedOp, naming the node; UsageError for
+        a name that is no node.
+        """
+        shape = tuple(inputs.shape[1:])
+        ready = self.engine(shape)
+        graph = ready.run
+        if at is not None or not folded:
+            key = (shape, at, folded)
+            if key not in self._kept:
+                self._kept[key] = engine.keeping(ready, at, self.device, folded=folded, lowered=self.lowered)
+            graph, at = self._kept[key]
         try:
-            return Ruled(ready.run, self.input, choose, method, advice)
+            return Ruled(graph, self.input, choose, method, advice, at)
         except UnsupportedOp as error:
             raise UnsupportedOp(f"{self.path}: {error}") from error
 

@@ -64,12 +64,12 @@ def _require_fractions(model: Model, computed: torch.dtype) -> None:
 def require(model: Model, method: Method, inputs: torch.Tensor) -> None:
     """Raise ModelError where a method cannot explain this model, for inputs (N, ...) of its shape.
 
-    The output is whole numbers, no gradient leads to the input, or an op has no rule in the method.
+    The output is whole numbers, no gradient leads to the input, an op has no rule in the method, or no node a grid.
     """
     _require_fractions(model, model.logits(inputs[:1]).dtype)
     if "gradient" in method.needs:
         require_gradient(model, inputs[:1])
-    if "rules" in method.needs:
+    if not method.needs.isdisjoint({"rules", "node"}):
         method.ruled(model, inputs[:1])  # type: ignore[attr-defined]
 
 

@@ -50,7 +50,8 @@ class Estimate:
 class Plan:
     """All that a run needs, ready to run; nothing is written yet.
 
-    `records` are the inputs, `shape` is that of one model input, channels first, `attribution_shape` that of one row.
+    `records` are the inputs, `shape` is that of one model input, channels first, `explained_shape` that of what is
+    explained, it or the node of `--at`; `attribution_shape` is that of one row.
     Raises AttrcliError for all that can be known to be wrong before the first pass.
     """
 
@@ -231,11 +232,11 @@ class Plan:
 
     def _attribution_shape(self) -> tuple[int, ...]:
         """Shape of one row of attributions: the input's, or that of the node of `--at`."""
-        self.explained = self.model
-        if not self.at:
-            return shape_of(self.method, self.shape)
-        self.explained = self.model.at(self.at, self.shape)
-        return shape_of(self.method, tuple(self.model.activation(self.at, self.zeros()).shape[1:]))
+        self.explained, self.explained_shape = self.model, self.shape
+        if self.at:
+            self.explained = self.model.at(self.at, self.shape)
+            self.explained_shape = tuple(self.model.activation(self.at, self.zeros()).shape[1:])
+        return shape_of(self.method, self.explained_shape)
 
     @property
     def at(self) -> str | None:
@@ -332,12 +333,12 @@ class Plan:
         outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))
         if "gradient" in self.method.needs and self.at is None:
             outputs.require_gradient(self.model, inputs[:1])
-        if "rules" in self.method.needs:
-            self.method.ruled(self.explained, torch.zeros(1, *self.attribution_shape))  # type: ignore[attr-defined]
+        if not self.method.needs.isdisjoint({"rules", "node"}):
+            self.method.ruled(self.explained, torch.zeros(1, *self.explained_shape))  # type: ignore[attr-defined]
 
     def estimate(self) -> Estimate:
         """What running the plan would do."""
-        forward, backward = (count * self.baseline_count for count in self.method.passes(self.attribution_shape))
+        forward, backward = (count * self.baseline_count for count in self.method.passes(self.explained_shape))
         layout, count = self.layout(), len(self.records)
         columns = layout.columns(count, max(len(os.fsencode(record.id)) for record in self.records))
         return Estimate(

@@ -110,8 +110,7 @@ def make(
     logits, head = passes.strip_head(graph) if stripped else (graph, "none")
     heavy = _multiply_adds(logits) >= HEAVY
     channels_last = heavy and _prefers_channels_last(logits)
-    run = passes.fold_constants(passes.fold_batch_norm(logits) if heavy else logits)
-    run = passes.place(lower(run) if lowered else run, device, channels_last=channels_last)
+    run = _placed(passes.fold_batch_norm(logits) if heavy else logits, device, channels_last, lowered)
     shape = graph.meta["output_shapes"][output][0]
     if batch is not None and shape[:1] != (batch,):
         if batch > 1:
@@ -120,6 +119,27 @@ def make(
             )
         shape = (batch, *shape)
     return Engine(graph, logits, run, head, output, tuple(shape[1:]), batch, channels_last, _activation_bytes(logits))
+
+
+def keeping(
+    ready: Engine, node: str | None, device: torch.device, *, folded: bool, lowered: bool
+) -> tuple[fx.GraphModule, str | None]:
+    """The graph of the logits made ready with the value of one node in it, or of all where not `folded`.
+
+    Also returns what the node is called there: a batch norm may have become the convolution before it.
+    Raises UsageError for a name that is no node.
+    """
+    graph = ready.logits if node is None else passes.also(ready.logits, node)
+    if folded and _multiply_adds(ready.logits) >= HEAVY:
+        graph = passes.fold_batch_norm(graph)
+    outputs: Any = next(iter(reversed(graph.graph.nodes))).args[0]
+    name = None if node is None else outputs[1].name
+    return _placed(graph, device, ready.channels_last, lowered), name
+
+
+def _placed(graph: fx.GraphModule, device: torch.device, channels_last: bool, lowered: bool) -> fx.GraphModule:
+    graph = passes.fold_constants(graph)
+    return passes.place(lower(graph) if lowered else graph, device, channels_last=channels_last)
 
 
 def _multiply_adds(graph: fx.GraphModule) -> int:

@@ -155,7 +155,7 @@ def mask(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> fx.GraphM
 
     def edit(copy: fx.GraphModule) -> None:
         for name, factor in masks.items():
-            node = _named(copy, name)
+            node = named(copy, name)
             copy.register_buffer(f"{name}_mask", factor)
             with copy.graph.inserting_after(node):
                 held = copy.graph.get_attr(f"{name}_mask")
@@ -281,7 +281,7 @@ def cut(module: fx.GraphModule, name: str) -> fx.GraphModule:
     """
 
     def edit(copy: fx.GraphModule) -> None:
-        node = _named(copy, name)
+        node = named(copy, name)
         first = next(iter(copy.graph.nodes))
         with copy.graph.inserting_before(first):
             new = copy.graph.placeholder(f"{name}_value")
@@ -295,7 +295,7 @@ def until(module: fx.GraphModule, name: str) -> fx.GraphModule:
     """The graph from the inputs to one node, as its only output. Raises UsageError for a name that is no node."""
 
     def edit(copy: fx.GraphModule) -> None:
-        node = _named(copy, name)
+        node = named(copy, name)
         _output(copy).args = ((node,),)
         copy.meta["outputs"] = (name,)
         copy.meta["output_shapes"] = {name: node.meta["shapes"]}
@@ -303,7 +303,18 @@ def until(module: fx.GraphModule, name: str) -> fx.GraphModule:
     return edited(module, edit)
 
 
-def _named(module: fx.GraphModule, name: str) -> fx.Node:
+def also(module: fx.GraphModule, name: str) -> fx.GraphModule:
+    """The graph with a node as one more output, so that no pass leaves it out. Raises UsageError for no such node."""
+
+    def edit(copy: fx.GraphModule) -> None:
+        node, output = named(copy, name), _output(copy)
+        output.args = ((*output.args[0], node),)
+
+    return edited(module, edit)
+
+
+def named(module: fx.GraphModule, name: str) -> fx.Node:
+    """The node of that name. Raises UsageError, with the nodes that there are."""
     nodes: dict[str, fx.Node] = {
         node.name: node for node in module.graph.nodes if node.op == "call_function" and "shapes" in node.meta
     }

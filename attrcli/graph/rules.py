@@ -78,17 +78,21 @@ Choice = Callable[[fx.Node, Collection[fx.Node]], Rule | Verdict]
 class Ruled:
     """A graph with its rules resolved: `(inputs) -> outputs` as the graph itself, with another backward pass.
 
-    `name` is the explained input; `method` is named in errors, with `advice`. Raises UnsupportedOp for a node that is
+    `name` is the explained input; `method` is named in errors, with `advice`. With `at`, a node is explained in its
+    place: the backward pass ends there, and only what follows needs rules. Raises UnsupportedOp for a node that is
     refused.
     """
 
-    def __init__(self, module: fx.GraphModule, name: str, choose: Choice, method: str, advice: str = "") -> None:
-        self.module, self.nodes = module, list(module.graph.nodes)
-        self.varying = dependent(module, name)
+    def __init__(
+        self, module: fx.GraphModule, name: str, choose: Choice, method: str, advice: str = "", at: str | None = None
+    ) -> None:
+        self.module, self.nodes, self.at = module, list(module.graph.nodes), at
+        self.varying = dependent(module, name, at)
+        self.leaves: list[torch.Tensor] = []
         self.rules: dict[fx.Node, Rule] = {}
         self.remainders: list[Remainder] = []
         for node in self.nodes:
-            if node not in self.varying or node.op != "call_function":
+            if node not in self.varying or node.op != "call_function" or node.name == at:
                 continue
             verdict = choose(node, self.varying)
             if verdict is REFUSE:
@@ -124,6 +128,9 @@ class Ruled:
                 return fx.map_arg(node.args[0], env.__getitem__)
             else:
                 self._call(node, env, reference, beside, paired)
+            if node.name == self.at:
+                env[node] = env[node].detach().requires_grad_(True)
+                self.leaves.append(env[node])
             for ended in self._last[node]:
                 env.pop(ended, None), reference.pop(ended, None)
         return None
@@ -164,16 +171,18 @@ def _sized(node: fx.Node) -> bool:
     return node.op != "get_attr" and (shapes is None or shapes[0] != shapes[1])
 
 
-def dependent(module: fx.GraphModule, name: str) -> set[fx.Node]:
-    """The nodes whose values depend on those of an input; its size alone does not count."""
+def dependent(module: fx.GraphModule, name: str, at: str | None = None) -> set[fx.Node]:
+    """The nodes whose values depend on those of an input, or of the node `at`; a size alone does not count."""
     names = iter(module.meta["inputs"])
     found: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            if next(names) == name:
+            if next(names) == name and at is None:
                 found.add(node)
-        elif node.op == "call_function" and node.target is not ops.SIZE and not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
+        elif node.op == "call_function":
+            reads = node.target is not ops.SIZE and not found.isdisjoint(node.all_input_nodes)
+            if reads or node.name == at:
+                found.add(node)
     return found
 
 

@@ -14,16 +14,42 @@ from attrcli.methods._describe import Description, convert, describe, unknown, u
 __all__ = ["METHODS", "Description", "description", "load", "unknown", "unknown_option"]
 
 METHODS: dict[str, tuple[str, str]] = {
+    "attention_rollout": (
+        "attrcli.methods.attention_rollout:AttentionRollout",
+        "Attention maps multiplied over the layers: which patches flow into the output",
+    ),
+    "deconvnet": (
+        "attrcli.methods.deconvnet:Deconvnet",
+        "Gradient whose ReLUs pass what is positive in it",
+    ),
     "deeplift": ("attrcli.methods.deeplift:DeepLift", "Differences from the baseline, propagated by multipliers"),
     "expected_gradients": (
         "attrcli.methods.expected_gradients:ExpectedGradients",
         "Gradients between a set of baselines and the input, averaged",
     ),
+    "excitation_backprop": (
+        "attrcli.methods.excitation_backprop:ExcitationBackprop",
+        "Probability handed down to what excites the score",
+    ),
+    "grad_cam": ("attrcli.methods.grad_cam:GradCam", "Channels of a late node, weighed by their mean gradient"),
+    "grad_cam_pp": (
+        "attrcli.methods.grad_cam_pp:GradCamPlusPlus",
+        "Grad-CAM, places weighed apart",
+    ),
     "gradient": ("attrcli.methods.gradient:Gradient", "Signed gradient of the score with respect to the input"),
+    "guided_backprop": (
+        "attrcli.methods.guided_backprop:GuidedBackprop",
+        "Gradient of which ReLUs pass the positive part",
+    ),
+    "guided_grad_cam": ("attrcli.methods.guided_grad_cam:GuidedGradCam", "Guided backpropagation times Grad-CAM"),
     "input_x_gradient": ("attrcli.methods.input_x_gradient:InputXGradient", "Input times gradient"),
     "integrated_gradients": (
         "attrcli.methods.integrated_gradients:IntegratedGradients",
         "Gradient integrated on the straight line from the baseline to the input",
+    ),
+    "layer_cam": (
+        "attrcli.methods.layer_cam:LayerCam",
+        "Channels of a node, weighed place by place",
     ),
     "occlusion": ("attrcli.methods.occlusion:Occlusion", "Fall of the score when a patch is replaced by the baseline"),
     "saliency": ("attrcli.methods.saliency:Saliency", "Absolute gradient of the score"),

@@ -32,7 +32,8 @@ class Method(Protocol):
 
     `needs` says what the method must be given: gradient (an imported graph), baseline (a baseline per sample; the
     result for a set of them is the mean over the set), baselines (the whole set at once, (N, R, ...)), rules (an op
-    without one is refused by the method's `ruled(model, inputs)`), node (a node of the graph, its option `node`).
+    without one is refused by the method's `ruled(model, inputs)`), node (a node of the graph, its option `node`; where
+    there is none that it can read, `ruled` refuses).
     `gives` says what stands beside the values or is special about them: multipliers, standard_error, positions (one
     value for each position of the input, (N, 1, H, W) for images, and not for each element).
     `axioms` are claims that the contract test checks: complete (sums to score(x) - score(x')), dummy (zero where the

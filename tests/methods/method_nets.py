@@ -4,12 +4,13 @@ import math
 import tomllib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from grid_nets import AnyRank, TinyVit
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -114,6 +115,14 @@ class SmoothReluNet(Smooth):
         return self.second(F.relu(self.first(x * self.seen)).flatten(1)) @ self.mix.t()
 
 
+class OneHead(Smooth):
+    """As `SmoothReluNet`, with all three logits from one layer: no unit in front of them is below zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.mix @ self.second.weight, self.mix @ self.second.bias
+        return F.linear(F.relu(self.first(x * self.seen)).flatten(1), weight, bias)
+
+
 class ReluConstant(Constant):
     """As `Constant`, behind a ReLU."""
 
@@ -141,7 +150,33 @@ class Family:
 ANY = Family()
 RELU = Family(any_rank=lambda shape: Relu(math.prod(shape)), nets=(SmoothReluNet, Kinked), constant=ReluConstant)
 
-FAMILIES: dict[str, Family] = {}
+GUIDED = replace(RELU, constant=lambda reads: ReluConstant(True))  # one that does not read its input has no ReLU
+GRID = Family(
+    ranks=((3, 11), (2, 5, 7), (2, 3, 4, 5)),
+    any_rank=AnyRank,
+    nets=RELU.nets,
+    constant=None,
+    bundled=("fashion_cnn",),
+)
+EXCITED = replace(GRID, nets=(OneHead, Kinked))
+ATTENTION = Family(
+    ranks=((3, 11), (2, 7, 13), (2, 4, 6, 5)),
+    any_rank=TinyVit,
+    nets=(TinyVit, lambda: TinyVit(how="merged", tokens=0)),
+    constant=None,
+    bundled=(),
+)
+
+FAMILIES: dict[str, Family] = {
+    "attention_rollout": ATTENTION,
+    "deconvnet": GUIDED,
+    "excitation_backprop": EXCITED,
+    "grad_cam": GRID,
+    "grad_cam_pp": GRID,
+    "guided_backprop": GUIDED,
+    "guided_grad_cam": GRID,
+    "layer_cam": GRID,
+}
 """The family of each method that does not work on any net."""
 
 

@@ -29,6 +29,9 @@ from attrcli.model import Model, Target
 
 VARIANTS: dict[str, list[dict[str, object]]] = {
     "expected_gradients": [{"steps": 40}],
+    "attention_rollout": [{}, {"heads": "max", "discard": 0.3}],
+    "excitation_backprop": [{}, {"contrastive": True}],
+    "guided_backprop": [{}, {"acts": "all"}],
     "integrated_gradients": [{"steps": 20}, {"rule": "trapezoid", "steps": 9}, {"steps": "auto", "tolerance": 0.2}],
     "occlusion": [{}, {"patch": 5, "stride": 3}],
     "smoothgrad": [{"samples": 6, "reduce": reduce} for reduce in ("mean", "squared", "variance")],
@@ -40,11 +43,19 @@ SHAPE = (2, 9, 13)
 """Not a multiple of 16 elements: torch draws those in blocks, whose borders would hide a draw that depends on them."""
 
 AXIOMS = {
+    "attention_rollout": {"batch_exact"},
+    "deconvnet": {"dummy", "batch_exact"},
     "deeplift": {"complete", "dummy", "linear", "batch_exact"},
     "expected_gradients": {"complete", "dummy", "linear", "batch_exact"},
+    "excitation_backprop": {"batch_exact"},
+    "grad_cam": {"batch_exact"},
+    "grad_cam_pp": {"batch_exact"},
     "gradient": {"dummy", "linear", "gradient", "batch_exact"},
+    "guided_backprop": {"dummy", "batch_exact"},
+    "guided_grad_cam": {"dummy", "batch_exact"},
     "input_x_gradient": {"dummy", "linear", "batch_exact"},
     "integrated_gradients": {"complete", "dummy", "linear", "batch_exact"},
+    "layer_cam": {"batch_exact"},
     "occlusion": {"linear", "batch_exact"},
     "saliency": {"dummy", "batch_exact"},
     "smoothgrad": {"dummy", "batch_exact"},
@@ -72,10 +83,10 @@ def explain(name: str, options: dict[str, object], model: Model, x: Tensor, to: 
 
 
 @cache
-def opened(name: str, which: int) -> Model:
+def opened(name: str, which: int, precision: str = "float64") -> Model:
     """One of the nets of a method's family, for all its tests."""
     torch.manual_seed(0)
-    return open_net(family(name).nets[which](), Path(FOLDER.name), SHAPE)
+    return open_net(family(name).nets[which](), Path(FOLDER.name), SHAPE, precision=precision)
 
 
 @pytest.fixture(params=[0, 1], ids=["smooth", "kinked"])
@@ -86,7 +97,11 @@ def net(request: pytest.FixtureRequest, name: str) -> Model:
 @case
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_shape_and_type(name: str, options: dict[str, object], precision: str) -> None:
-    model, (x, baseline) = sample(family(name).bundled[0], precision=precision), images()
+    if bundled := family(name).bundled:
+        model, (x, baseline) = sample(bundled[0], precision=precision), images()
+    else:
+        model, x = opened(name, 0, precision), batch(3, *SHAPE)
+        baseline = torch.zeros_like(x)
     x, baseline = x[:3].to(model.dtype), baseline[:3].to(model.dtype)
     result = methods.load(name, options).attribute(model, x, target(0, 1, 2), given(name, baseline))
     assert result.values.shape == expected_shape(name, x)
