@@ -23,13 +23,13 @@ METHODS: dict[str, tuple[str, str]] = {
         "Gradient whose ReLUs pass what is positive in it",
     ),
     "deeplift": ("attrcli.methods.deeplift:DeepLift", "Differences from the baseline, propagated by multipliers"),
-    "expected_gradients": (
-        "attrcli.methods.expected_gradients:ExpectedGradients",
-        "Gradients between a set of baselines and the input, averaged",
-    ),
     "excitation_backprop": (
         "attrcli.methods.excitation_backprop:ExcitationBackprop",
         "Probability handed down to what excites the score",
+    ),
+    "expected_gradients": (
+        "attrcli.methods.expected_gradients:ExpectedGradients",
+        "Gradients between a set of baselines and the input, averaged",
     ),
     "grad_cam": ("attrcli.methods.grad_cam:GradCam", "Channels of a late node, weighed by their mean gradient"),
     "grad_cam_pp": (
