@@ -64,7 +64,7 @@ def _module(network: str) -> Any:
 
 def _captum(network: str, method: str, folder: Path) -> Callable[[], Any]:
     import torch
-    from captum.attr import DeepLift, IntegratedGradients, Occlusion, Saliency
+    from captum.attr import DeepLift, GuidedBackprop, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 
     task = TASKS[network]
     inputs, net = _inputs(task), _module(network)
@@ -72,6 +72,12 @@ def _captum(network: str, method: str, folder: Path) -> Callable[[], Any]:
     if method == "gradient":
         saliency = Saliency(net)
         return lambda: saliency.attribute(inputs, target, abs=False)
+    if method == "guided_backprop":
+        guided = GuidedBackprop(net)
+        return lambda: guided.attribute(inputs.requires_grad_(), target)
+    if method == "grad_cam":
+        cam = LayerGradCam(net, net.blocks)
+        return lambda: LayerGradCam.interpolate(cam.attribute(inputs, target, relu_attributions=True), (224, 224))
     if method == "deeplift":
         deeplift = DeepLift(net)
         return lambda: deeplift.attribute(inputs, inputs * 0, target)
@@ -153,6 +159,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "occlusion": ("patch", "stride"),
     "gradient": (),
     "deeplift": (),
+    "grad_cam": (),
+    "guided_backprop": (),
 }
 CONTENDERS = {
     "captum": _captum,
@@ -179,7 +187,8 @@ def single(folder: Path) -> dict[str, Any]:
     import torch
 
     nets.save(nets.resnet18(), torch.randn(2, 3, 224, 224), folder)
-    return _compared(("resnet18, one pass",), ("gradient", "deeplift"), [*CONTENDERS, *BFLOAT16], folder)
+    named = ("gradient", "deeplift", "grad_cam", "guided_backprop")
+    return _compared(("resnet18, one pass",), named, [*CONTENDERS, *BFLOAT16], folder)
 
 
 def _compared(networks: Sequence[str], methods: Sequence[str], names: Sequence[str], folder: Path) -> dict[str, Any]:
