@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 
 from attrcli import formats
 from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
 from attrcli.formats.cut import Cut
 from attrcli.formats.spec import Sample, Source, describe, require_shape
-from attrcli.graph import engine, passes
+from attrcli.graph import engine, folding, passes
 from attrcli.graph.build import FREE
 from attrcli.graph.coupling import coupled
 from attrcli.graph.engine import Engine
@@ -92,7 +93,11 @@ class Model:
         self.declared: Head | None = None
         self.channels_last_input = False
         self.fixed: dict[str, torch.Tensor] = {}
+        self.bounds: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The lowest and the highest value that the explained input can have, of a shape that broadcasts to a sample's;
+        None where that is not known."""
         self._engines: dict[Any, Engine] = {}
+        self._folded: dict[Any, fx.GraphModule] = {}
         self._session: Session | None = None
         self._undone: Head | None = None
         self._agreed = False
@@ -134,6 +139,7 @@ class Model:
             )
             raise UsageError(f"{self.path}: {what}; its inputs: {describe(self.source.inputs)}")
         self._engines.clear()
+        self._folded.clear()
         self._coupled = None
 
     @cached_property
@@ -174,13 +180,13 @@ class Model:
         inputs: torch.Tensor,
         target: Target,
         *,
-        ruled: Ruled | None = None,
+        ruled: Callable[..., Any] | None = None,
         references: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward and one backward pass: each row's gradient of its score, and the scores (N,).
 
-        With `ruled`, what the rules propagate in place of the gradient; `references` are the baselines that they
-        compare with, a row for each input or one for all.
+        With `ruled` (a `Ruled`, or what wraps one), what the rules propagate in place of the gradient; `references` are
+        the baselines that they compare with, a row for each input or one for all.
         For at most `rows` rows: cut larger work with `passes`. Raises NonFiniteError naming the node.
         """
         if not inputs.is_floating_point():
@@ -232,7 +238,7 @@ class Model:
     def in_full(self) -> "Model":
         """The same model without bfloat16."""
         exact = copy(self)
-        exact.lowered, exact._engines = False, {}
+        exact.lowered, exact._engines, exact._folded = False, {}, {}
         return exact
 
     # -- at a node -----------------------------------------------------------------------------------------------
@@ -345,13 +351,26 @@ class Model:
                 arguments.append(value.expand(len(inputs), *value.shape))
         return arguments
 
-    def ruled(self, inputs: torch.Tensor, choose: Choice, method: str, advice: str = "") -> Ruled:
-        """The graph for these inputs with a method's rules, for `gradient`. Raises UnsupportedOp, naming the node."""
-        ready = self.engine(tuple(inputs.shape[1:]))
+    def ruled(
+        self, inputs: torch.Tensor, choose: Choice, method: str, advice: str = "", *, folded: bool = False
+    ) -> Ruled:
+        """The graph for these inputs with a method's rules, for `gradient`. Raises UnsupportedOp, naming the node.
+
+        `folded`: with batch norm folded wherever it can be, and in full precision, for rules that look at weights.
+        """
+        shape = tuple(inputs.shape[1:])
         try:
-            return Ruled(ready.run, self.input, choose, method, advice)
+            graph = self._folded_graph(shape) if folded else self.engine(shape).run
+            return Ruled(graph, self.input, choose, method, advice)
         except UnsupportedOp as error:
             raise UnsupportedOp(f"{self.path}: {error}") from error
+
+    def _folded_graph(self, shape: tuple[int, ...]) -> fx.GraphModule:
+        if shape not in self._folded:
+            ready = self.engine(shape)
+            graph = folding.fold(passes.fold_constants(ready.logits))
+            self._folded[shape] = passes.place(graph, self.device, channels_last=ready.channels_last)
+        return self._folded[shape]
 
     def broadcasts(self, inputs: torch.Tensor) -> bool:
         """Whether activations of one row stand for those of all: no node merges the batch with another dimension."""
@@ -362,7 +381,7 @@ class Model:
         self,
         inputs: torch.Tensor,
         held: Mapping[str, torch.Tensor],
-        ruled: Ruled | None = None,
+        ruled: Callable[..., Any] | None = None,
         references: torch.Tensor | None = None,
     ) -> torch.Tensor:
         arguments = self._arguments(inputs, held)

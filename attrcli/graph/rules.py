@@ -36,9 +36,13 @@ class Remainder:
 
     def add(self, node: fx.Node, contributions: torch.Tensor) -> None:
         """Add contributions to a node's value, shaped like it. Raises UnsupportedOp where rows are not its first."""
-        if not leads_with_batch(node):
+        if self.rows > 1 and not leads_with_batch(node):
             raise UnsupportedOp(f"node '{node.name}' mixes the batch with another dimension: its remainder has no rows")
-        self.total += contributions.reshape(self.rows, -1).sum(1, dtype=torch.float64)
+        self.total += self.by_row(contributions)
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum (N,), float64, of each row's values."""
+        return values.reshape(self.rows, -1).sum(1, dtype=torch.float64)
 
 
 @dataclass
