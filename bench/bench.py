@@ -153,6 +153,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "occlusion": ("patch", "stride"),
     "gradient": (),
     "deeplift": (),
+    "lrp": (),
 }
 CONTENDERS = {
     "captum": _captum,
@@ -179,7 +180,10 @@ def single(folder: Path) -> dict[str, Any]:
     import torch
 
     nets.save(nets.resnet18(), torch.randn(2, 3, 224, 224), folder)
-    return _compared(("resnet18, one pass",), ("gradient", "deeplift"), [*CONTENDERS, *BFLOAT16], folder)
+    network = ("resnet18, one pass",)
+    alone = [name for name in CONTENDERS if "captum" not in name]  # Captum has no LRP for residual additions
+    found = _compared(network, ("gradient", "deeplift"), [*CONTENDERS, *BFLOAT16], folder)
+    return found | _compared(network, ("lrp",), alone, folder)
 
 
 def _compared(networks: Sequence[str], methods: Sequence[str], names: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Rules:
             return REFUSE if masked else opened.get(target, attention.product(self.epsilon))
         if target in _TWO:
             return _TWO[target](node, varying)
-        if target in _SUMS or (target is aten.index_put.default and True in node.args[3:]):
+        if target in _SUMS or (target is aten.index_put.default and True in node.args[3:]) or _transposes(node):
             return proportional(self.epsilon)
         if target in _COPIES:
             return PLAIN
@@ -156,6 +156,11 @@ class Rules:
         if kind is OpClass.POOLING and target in _WINNERS:
             return PLAIN
         return PLAIN if kind in (OpClass.SHAPE, OpClass.CREATION) else REFUSE
+
+
+def _transposes(node: fx.Node) -> bool:
+    """Whether an einsum has one operand, which it orders anew or sums."""
+    return node.target is aten.einsum.default and len(node.args[1]) == 1  # type: ignore[arg-type]
 
 
 def _weighs(node: fx.Node, varying: Collection[fx.Node]) -> bool:

@@ -63,12 +63,10 @@ RULES = ("epsilon", "zplus", "alpha2beta1", "gamma", "flat", "wsquare", "zbox")
 def test_every_rule_equals_dense_algebra(kind, rule, tmp_path):
     make, shape = LAYERS[kind]
     torch.manual_seed(3)
-    layer, x = make(), batch(3, *shape).clamp(-3, 3)
+    layer, x = make().requires_grad_(False), batch(3, *shape).clamp(-3, 3)
     x[:, ..., 0] = 0  # a zero among them
-    model, box = (
-        quietly(nn.Sequential(layer, nn.Flatten()), tmp_path, *shape),
-        (-3.5 * x.new_ones(1), 3 * x.new_ones(1)),
-    )
+    model = quietly(nn.Sequential(layer, nn.Flatten()), tmp_path, *shape)
+    box = (-3.5 * x.new_ones(1), 3 * x.new_ones(1))
 
     def choose(node, varying):
         return rule_of(rule, 1e-6, 0.4, lambda step: box) if is_layer(node, varying) else PLAIN
@@ -226,6 +224,16 @@ def test_scaling_a_unit_up_and_its_readers_down_changes_nothing(composite, tmp_p
         model.bounds = (torch.tensor(-5.0).double(), torch.tensor(5.0).double())
         found.append(lrp(model, x, target(0, 1, 2), composite=composite, epsilon=1e-13).values)
     assert away(found[1], found[0]) < 1e-8
+
+
+def test_the_remainder_is_the_share_of_biases_and_of_epsilon(tmp_path):
+    torch.manual_seed(0)
+    layer, epsilon, index = nn.Linear(5, 3), 0.1, torch.tensor([0, 1, 2, 0])
+    model, x = open_net(layer, tmp_path, (5,)), batch(4, 5)
+    z, b = model.scores(x, Target(index)), layer.bias.detach()[index]
+    remainder = lrp(model, x, Target(index), composite="epsilon", epsilon=epsilon).remainder
+    away_from_zero = epsilon * dense_lrp.sign(z)
+    assert away(remainder[:, None], (z * (b + away_from_zero) / (z + away_from_zero))[:, None]) < 1e-12
 
 
 def test_flat_depends_on_the_input_through_relevance_alone(tmp_path):
