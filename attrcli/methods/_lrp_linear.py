@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from attrcli.graph.rules import Rule, Step
-from attrcli.methods._lrp_step import booked, in_proportion, stabilised
+from attrcli.methods._lrp_step import booked, divided, in_proportion
 
 Tensor = torch.Tensor
 aten = torch.ops.aten
@@ -98,7 +98,7 @@ def shared(run: Run, terms: list[Term], relevance: Tensor, epsilon: float) -> Te
     leaves = [u.detach().requires_grad_(True) for u, _, _ in terms]
     with torch.enable_grad():
         total = reduce(torch.add, [run(leaf, w, b) for leaf, (_, w, b) in zip(leaves, terms, strict=True)])
-    grads = torch.autograd.grad(total, leaves, relevance / stabilised(total.detach(), epsilon))
+    grads = torch.autograd.grad(total, leaves, divided(relevance, total, epsilon))
     return reduce(torch.add, [leaf.detach() * grad for leaf, grad in zip(leaves, grads, strict=True)])
 
 
@@ -112,8 +112,9 @@ def _low(x: Tensor | None) -> Any:
 
 def _signed(a: Tensor, above: Tensor, below: Tensor, bias: Tensor | None) -> list[Term]:
     """Weights for the positive part of the input, others for the negative one, where it has any."""
-    terms: list[Term] = [(_high(a), above, bias)]
-    return terms if bool((a >= 0).all()) else [*terms, (_low(a), below, None)]
+    if a.numel() and a.min() >= 0:
+        return [(a, above, bias)]
+    return [(_high(a), above, bias), (_low(a), below, None)]
 
 
 def _zplus(layer: Layer, z: Tensor, relevance: Tensor, epsilon: float) -> Tensor:

@@ -15,9 +15,11 @@ from attrcli.methods._contributions import unbroadcast
 Tensor = torch.Tensor
 
 
-def stabilised(z: Tensor, epsilon: float) -> Tensor:
-    """z + epsilon sgn(z) with sgn(0) = 1: never zero."""
-    return torch.where(z < 0, z - epsilon, z + epsilon)
+def divided(relevance: Tensor, z: Tensor, epsilon: float) -> Tensor:
+    """R / (z + epsilon sgn(z)), never by zero: sgn(0) is 1, and that of minus zero, a sum of nothing, -1."""
+    z = z.detach()
+    stabilised = torch.copysign(z.new_tensor(epsilon), z).add_(z)
+    return torch.div(relevance, stabilised, out=stabilised)
 
 
 def booked(step: Step, value: Tensor, inputs: Sequence[Tensor], spread: Callable[[Tensor], Sequence[Tensor]]) -> Any:
@@ -41,8 +43,8 @@ def in_proportion(
         value = op(*leaves)
 
     def spread(relevance: Tensor) -> Sequence[Tensor]:
-        quotient = relevance / stabilised(share * value.detach(), epsilon)
-        grads = torch.autograd.grad(value, leaves, quotient)
+        z = value if share == 1 else share * value.detach()
+        grads = torch.autograd.grad(value, leaves, divided(relevance, z, epsilon))
         return [leaf.detach() * grad for leaf, grad in zip(leaves, grads, strict=True)]
 
     return booked(step, value, inputs, spread)

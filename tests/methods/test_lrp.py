@@ -13,10 +13,12 @@ from attrcli import methods
 from attrcli import model as models
 from attrcli.config import Config
 from attrcli.errors import UnsupportedOp, UsageError
+from attrcli.explain import explain
 from attrcli.graph.rules import PLAIN
 from attrcli.methods._lrp_linear import Layer, is_layer, rule_of, zbox
 from attrcli.model import Target
 from attrcli.plan import Plan
+from attrcli.store import RunFile
 
 EXACT = 1e-10
 TINY = {"composite": "epsilon", "epsilon": 1e-13}
@@ -364,6 +366,54 @@ def test_a_residual_is_shared_and_not_doubled(tmp_path):
     assert away(lrp(model, x, to, **TINY).values.sum(1)[:, None], model.scores(x, to)[:, None]) < 1e-9
 
 
+def test_a_layer_that_is_used_twice_is_two_nodes(tmp_path):
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.layer(F.relu(self.layer(x)))))
+
+    torch.manual_seed(0)
+    model, x, to = open_net(Reused(), tmp_path, (6,)), batch(3, 6), target(0, 1, 2)
+    assert away(lrp(model, x, to, **TINY).values, gradient_times_input(model, x, to)) < 1e-8
+
+
+def test_a_window_that_cancels_stays_finite_and_is_accounted_for(tmp_path):
+    net = nn.Sequential(nn.AvgPool1d(2), nn.Flatten(), nn.Linear(2, 3))
+    model, to = open_net(net, tmp_path, (1, 4)), target(0, 1)
+    x = torch.tensor([[[1.0, -1.0, 2.0, 1.0]], [[3.0, -3.0, 0.0, 0.0]]]).double()
+    result = lrp(model, x, to)
+    assert bool(torch.isfinite(result.values).all())
+    assert gap(model, result, x, to) < 1e-12
+
+
+def test_permuted_channels_permute_relevance(tmp_path):
+    torch.manual_seed(0)
+    net, order = chain(), torch.tensor([1, 0])
+    x, to = batch(3, 2, 10, 11), target(0, 1, 2)
+    one = lrp(open_net(net, tmp_path, (2, 10, 11)), x, to, composite="epsilon_gamma").values
+    with torch.no_grad():
+        net[0].weight.copy_(net[0].weight[:, order].clone())
+    other = lrp(open_net(net, tmp_path, (2, 10, 11)), x[:, order], to, composite="epsilon_gamma").values
+    assert away(other[:, order], one) < 1e-10
+
+
+def test_relevance_of_a_node_inside_the_net(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(28, 5), nn.ReLU(), nn.Linear(5, 3))
+    model, x = open_net(net, tmp_path, (2, 9)), batch(3, 2, 9)
+    node = next(n.name for n in model.engine((2, 9)).graph.graph.nodes if "relu" in n.name)
+    inside, to = model.at(node, (2, 9)), Target(torch.arange(3), held=model.arguments(x))
+    a = model.activation(node, x)
+    result = lrp(inside, a, to, **TINY)
+    assert gap(inside, result, a, to) < 1e-12
+    leaf = a.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(net[2:](leaf)[range(3), range(3)].sum(), leaf)
+    assert away(result.values, grad * a) < 1e-8
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -515,6 +565,19 @@ def test_bounds_come_from_the_preprocessing_of_images(tmp_path):
     x, black = images()
     assert float(low) == pytest.approx(float(black.min()))
     assert float(high) == pytest.approx(float(x.max()))  # some pixel is white
+
+
+def test_a_run_file_holds_what_adds_up(tmp_path):
+    out = tmp_path / "x.h5"
+    config = Config(
+        str(SAMPLES / "fashion_cnn.onnx"), (str(SAMPLES / "images" / "test" / "Bag"),), "lrp", str(out),
+        options={"composite": "epsilon_gamma_box"}, precision="float64",
+    )  # fmt: skip
+    explain(Plan(config))
+    with RunFile(out) as run:
+        total = run["attribution"][:].reshape(6, -1).sum(1) + run["remainder"][:]
+        score = run["score"][:]
+    assert total == pytest.approx(score, rel=1e-5)  # scores and remainders are stored in float32
 
 
 def test_scores_that_are_no_logits_are_refused():
