@@ -181,7 +181,7 @@ def single(folder: Path) -> dict[str, Any]:
 
     nets.save(nets.resnet18(), torch.randn(2, 3, 224, 224), folder)
     network = ("resnet18, one pass",)
-    alone = [name for name in CONTENDERS if "captum" not in name]  # Captum has no LRP for residual additions
+    alone = [name for name in CONTENDERS if "captum" not in name]  # what Captum's LRP computes here is something else
     found = _compared(network, ("gradient", "deeplift"), [*CONTENDERS, *BFLOAT16], folder)
     return found | _compared(network, ("lrp",), alone, folder)
 

@@ -35,14 +35,15 @@ class Box:
                 "input, which only images tell (raw 0 and 255, preprocessed); choose composite=epsilon_gamma or "
                 "epsilon_plus_flat, or in Python set model.bounds = (lowest, highest)"
             )
-        ends = [end.to(model.device, model.dtype).expand(1, *self.shape) for end in model.bounds]
+        rows = model.engine(self.shape).batch or 1
+        ends = [end.to(model.device, model.dtype).expand(rows, *self.shape) for end in model.bounds]
         kept: list[tuple[Tensor, Tensor]] = []
 
         def bounds(step: Step) -> tuple[Tensor, Tensor]:
             if not kept:
                 source: Any = next(arg for arg in node.all_input_nodes if arg in step.varying)
                 one, other = (_value(model, source, end) for end in ends)
-                kept.append((torch.minimum(one, other), torch.maximum(one, other)))
+                kept.append((torch.minimum(one, other)[:1], torch.maximum(one, other)[:1]))
             return kept[0]
 
         return bounds

@@ -24,8 +24,8 @@ _THROUGH = frozenset(
 )  # fmt: skip
 
 
-def is_gate(node: Any, varying: Collection[fx.Node]) -> int:
-    """How much of a gate an operand is, seen through copies and affine maps by constants; the larger of two is it.
+def gate_rank(node: Any, varying: Collection[fx.Node]) -> int:
+    """How much of a gate a factor is, seen through copies and affine maps by constants; of two, the larger is it.
 
     3: a divisor; 2: a sigmoid or softmax, or a clamp from zero up to a number; 1: a tanh or erf, which is a signal
     beside a sigmoid; 0: a signal.

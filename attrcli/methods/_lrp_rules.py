@@ -14,7 +14,7 @@ from attrcli.graph.ops import OpClass
 from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, own, place_of
 from attrcli.methods import _lrp_attention as attention
 from attrcli.methods._contributions import unbroadcast
-from attrcli.methods._lrp_gates import is_gate
+from attrcli.methods._lrp_gates import gate_rank
 from attrcli.methods._lrp_linear import Name, is_layer, rule_of
 from attrcli.methods._lrp_step import cut, moving, passed, proportional, routed, to
 
@@ -183,7 +183,7 @@ def _factor(step: Step) -> Any:
 
 def _times(node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
     """All to what a gate is multiplied with; half and half where neither factor is a gate, or both are."""
-    gates = [is_gate(arg, varying) for arg in node.args[:2]]
+    gates = [gate_rank(arg, varying) for arg in node.args[:2]]
 
     def rule(step: Step) -> Any:
         if len(moving(step)) == 1:

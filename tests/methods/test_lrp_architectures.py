@@ -5,22 +5,18 @@ import math
 import pytest
 import torch
 import zoo
+from lrp_nets import lrp
 from method_nets import FORMATS, away, batch, images, predicted, sample, target
 from nets import quiet, ready, save_traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import cells
 
-from attrcli import methods
 from attrcli import model as models
 from attrcli.errors import UnsupportedOp
 from attrcli.model import Target
 
 EPSILON = 1e-13
-
-
-def lrp(model, x: Tensor, to: Target, **options):
-    return methods.load("lrp", options).attribute(model, x, to, None)
 
 
 # -- attention: AttnLRP is gradient x input of a net in which some things are held constant
