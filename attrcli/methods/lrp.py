@@ -25,7 +25,7 @@ class Lrp:
     """
 
     paper: ClassVar[str] = "Bach et al. 2015, PLoS ONE 10(7); composites: Montavon et al. 2019; Anders et al. 2021"
-    cost: ClassVar[str] = "1 forward + 1 backward, and up to 3 of each for single layers, as the composite has it"
+    cost: ClassVar[str] = "1 forward + 1 backward, and up to 4 of each for single layers, as the composite has it"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient", "rules"})
     gives: ClassVar[frozenset[str]] = frozenset()
     axioms: ClassVar[frozenset[str]] = frozenset({"conservative", "batch_exact"})
