@@ -27,7 +27,7 @@ from attrcli.formats.spec import Sample, Source, describe, require_shape
 from attrcli.graph import engine, passes
 from attrcli.graph.build import FREE
 from attrcli.graph.coupling import coupled
-from attrcli.graph.engine import Engine
+from attrcli.graph.engine import Engine, Norms
 from attrcli.graph.rules import Choice, Ruled, dependent, merges_batch
 from attrcli.graph.trace import first_nonfinite
 from attrcli.score import Head, Target, apply_head, select, undo_head
@@ -93,8 +93,11 @@ class Model:
         self.declared: Head | None = None
         self.channels_last_input = False
         self.fixed: dict[str, torch.Tensor] = {}
+        self.bounds: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The lowest and the highest value that the explained input can have, of a shape that broadcasts to a sample's;
+        None where that is not known."""
         self._engines: dict[Any, Engine] = {}
-        self._kept: dict[Any, tuple[fx.GraphModule, str | None]] = {}
+        self._prepared: dict[Any, tuple[fx.GraphModule, str | None]] = {}
         self._session: Session | None = None
         self._undone: Head | None = None
         self._agreed = False
@@ -136,7 +139,7 @@ class Model:
             )
             raise UsageError(f"{self.path}: {what}; its inputs: {describe(self.source.inputs)}")
         self._engines.clear()
-        self._kept.clear()
+        self._prepared.clear()
         self._coupled = None
 
     @cached_property
@@ -179,13 +182,13 @@ class Model:
         inputs: torch.Tensor,
         target: Target,
         *,
-        ruled: Ruled | None = None,
+        ruled: Callable[..., Any] | None = None,
         references: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward and one backward pass: each row's gradient of its score, and the scores (N,).
 
-        With `ruled`, what the rules propagate in place of the gradient; `references` are the baselines that they
-        compare with, a row for each input or one for all.
+        With `ruled` (a `Ruled`, or what wraps one), what the rules propagate in place of the gradient; `references` are
+        the baselines that they compare with, a row for each input or one for all.
         For at most `rows` rows: cut larger work with `passes`. Raises NonFiniteError naming the node.
         """
         if not inputs.is_floating_point():
@@ -259,7 +262,7 @@ class Model:
     def in_full(self) -> "Model":
         """The same model without bfloat16."""
         exact = copy(self)
-        exact.lowered, exact._engines, exact._kept = False, {}, {}
+        exact.lowered, exact._engines, exact._prepared = False, {}, {}
         return exact
 
     # -- at a node -----------------------------------------------------------------------------------------------
@@ -380,21 +383,20 @@ class Model:
         advice: str = "",
         *,
         at: str | None = None,
-        folded: bool = True,
+        norms: Norms = "run",
     ) -> Ruled:
         """The graph for these inputs with a method's rules, for `gradient`; from the node `at` on, for `gradient_at`.
 
-        Not `folded`, every batch norm is a node, as in the file. Raises UnsupportedOp, naming the node; UsageError for
-        a name that is no node.
+        Raises UnsupportedOp, naming the node; UsageError for a name that is no node.
         """
         shape = tuple(inputs.shape[1:])
         ready = self.engine(shape)
         graph = ready.run
-        if at is not None or not folded:
-            key = (shape, at, folded)
-            if key not in self._kept:
-                self._kept[key] = engine.keeping(ready, at, self.device, folded=folded, lowered=self.lowered)
-            graph, at = self._kept[key]
+        if at is not None or norms != "run":
+            key = (shape, at, norms)
+            if key not in self._prepared:
+                self._prepared[key] = engine.prepared(ready, at, self.device, norms=norms, lowered=self.lowered)
+            graph, at = self._prepared[key]
         try:
             return Ruled(graph, self.input, choose, method, advice, at)
         except UnsupportedOp as error:
@@ -409,7 +411,7 @@ class Model:
         self,
         inputs: torch.Tensor,
         held: Mapping[str, torch.Tensor],
-        ruled: Ruled | None = None,
+        ruled: Callable[..., Any] | None = None,
         references: torch.Tensor | None = None,
     ) -> torch.Tensor:
         arguments = self._arguments(inputs, held)

@@ -21,7 +21,7 @@ from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp
 from attrcli.formats.spec import TensorSpec
 from attrcli.graph.engine import Engine, free_memory
 from attrcli.methods._method import Method, shape_of
-from attrcli.preprocess import Preprocess
+from attrcli.preprocess import CHANNELS, Preprocess
 from attrcli.samples import Reader, Sample
 from attrcli.score import SCORES, select
 from attrcli.store import Layout, RunWriter
@@ -81,6 +81,7 @@ class Plan:
         self.shape = self._sample_shape()
         self.baseline = self._baseline()
         self._settle_fixed()
+        self._bound()
         self._require_numbers()
         self.attribution_shape = self._attribution_shape()
         self.batch_size = self._batch_size()
@@ -172,6 +173,14 @@ class Plan:
                 if trial.engine(self.shape).batch is None:
                     self.model = trial
                     return
+
+    def _bound(self) -> None:
+        """Tell the model what the darkest and the brightest pixel are in its own terms."""
+        p = self.preprocess
+        if p.kind == "image" and self.input_dtype.is_floating_point:
+            ends = [p.normalize(np.full((1, 1, CHANNELS[p.channels]), raw, np.float32)).ravel() for raw in (0, 255)]
+            low, high = (torch.from_numpy(end(*ends)).reshape(-1, 1, 1) for end in (np.minimum, np.maximum))
+            self.model.bounds = (low, high)
 
     def _collect(self) -> data.Collection:
         spec, size = self._spec().shape, self.preprocess.size

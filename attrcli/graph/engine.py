@@ -7,13 +7,13 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from attrcli.errors import ModelError, UsageError
-from attrcli.graph import passes
+from attrcli.graph import folding, passes
 from attrcli.graph.check import attribute
 from attrcli.graph.lowered import lower
 from attrcli.graph.passes import Head
@@ -23,6 +23,10 @@ aten = torch.ops.aten
 HEAVY = 100_000_000
 """Multiplications per sample from which folding and channels_last pay. Below, a graph runs as it was saved: both change
 the rounding, which decides ties in max pools, and there the gain is some 10 % of very little."""
+
+Norms = Literal["run", "kept", "folded"]
+"""Batch norms as the engine runs them, folded in heavy graphs alone; each a node, as in the file; or folded wherever
+they can be and in full precision, for rules that look at single weights."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
@@ -121,16 +125,18 @@ def make(
     return Engine(graph, logits, run, head, output, tuple(shape[1:]), batch, channels_last, _activation_bytes(logits))
 
 
-def keeping(
-    ready: Engine, node: str | None, device: torch.device, *, folded: bool, lowered: bool
+def prepared(
+    ready: Engine, node: str | None, device: torch.device, *, norms: Norms, lowered: bool
 ) -> tuple[fx.GraphModule, str | None]:
-    """The graph of the logits made ready with the value of one node in it, or of all where not `folded`.
+    """The graph of the logits made ready with the value of one node in it, and with `norms` as asked.
 
     Also returns what the node is called there: a batch norm may have become the convolution before it.
     Raises UsageError for a name that is no node.
     """
     graph = ready.logits if node is None else passes.also(ready.logits, node)
-    if folded and _multiply_adds(ready.logits) >= HEAVY:
+    if norms == "folded":
+        graph, lowered = folding.fold(passes.fold_constants(graph)), False
+    elif norms == "run" and _multiply_adds(ready.logits) >= HEAVY:
         graph = passes.fold_batch_norm(graph)
     outputs: Any = next(iter(reversed(graph.graph.nodes))).args[0]
     name = None if node is None else outputs[1].name

@@ -36,9 +36,14 @@ class Remainder:
 
     def add(self, node: fx.Node, contributions: torch.Tensor) -> None:
         """Add contributions to a node's value, shaped like it. Raises UnsupportedOp where rows are not its first."""
-        if not leads_with_batch(node):
+        if self.rows > 1 and not leads_with_batch(node):
             raise UnsupportedOp(f"node '{node.name}' mixes the batch with another dimension: its remainder has no rows")
-        self.total += contributions.reshape(self.rows, -1).sum(1, dtype=torch.float64)
+        self.total += self.by_row(contributions)
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum (N,), float64, of each row's values."""
+        whole = values.reshape(self.rows, -1) if values.shape[:1] != (self.rows,) else values
+        return torch.stack([row.double().sum() for row in whole])  # row by row it stays in the cache
 
 
 @dataclass
@@ -194,7 +199,8 @@ def leads_with_batch(node: fx.Node) -> bool:
 
 def batches_of(node: fx.Node) -> tuple[int, int]:
     """The two batch sizes that the shapes in the graph of a node stand for."""
-    shapes = next(item.meta["shapes"] for item in node.graph.nodes if item.op == "placeholder")
+    inputs = (item for item in node.graph.nodes if item.op == "placeholder")
+    shapes = next(item.meta["shapes"] for item in inputs if "shapes" in item.meta)  # one that was cut out has none
     return shapes[0][0], shapes[1][0]
 
 

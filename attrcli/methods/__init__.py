@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[str, str]] = {
         "attrcli.methods.layer_cam:LayerCam",
         "Channels of a node, weighed place by place",
     ),
+    "lrp": ("attrcli.methods.lrp:Lrp", "Relevance, handed back layer by layer so that it sums to the score"),
     "occlusion": ("attrcli.methods.occlusion:Occlusion", "Fall of the score when a patch is replaced by the baseline"),
     "saliency": ("attrcli.methods.saliency:Saliency", "Absolute gradient of the score"),
     "smoothgrad": ("attrcli.methods.smoothgrad:SmoothGrad", "Gradient averaged over noisy copies of the input"),

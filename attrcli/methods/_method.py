@@ -36,9 +36,9 @@ class Method(Protocol):
     there is none that it can read, `ruled` refuses).
     `gives` says what stands beside the values or is special about them: multipliers, standard_error, positions (one
     value for each position of the input, (N, 1, H, W) for images, and not for each element).
-    `axioms` are claims that the contract test checks: complete (sums to score(x) - score(x')), dummy (zero where the
-    score does not depend on the element), linear (in the score), gradient (a vector-Jacobian product of the graph
-    itself), batch_exact (a row does not depend on the others).
+    `axioms` are claims that the contract test checks: complete (sums to score(x) - score(x')), conservative (sums, with
+    the remainder, to score(x)), dummy (zero where the score does not depend on the element), linear (in the score),
+    gradient (a vector-Jacobian product of the graph itself), batch_exact (a row does not depend on the others).
     """
 
     paper: ClassVar[str]

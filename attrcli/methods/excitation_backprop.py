@@ -43,7 +43,7 @@ class ExcitationBackprop:
         place = located(model, shape, self.node, "auto", name, coarse=8)
         choose = _excitation.choice(contrastive=self.contrastive)
         advice = "a mass has no way through it; grad_cam needs none"
-        return place, model.ruled(inputs, choose, name, advice, at=place.node, folded=False)
+        return place, model.ruled(inputs, choose, name, advice, at=place.node, norms="kept")
 
     def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
         """The graph from the node on. Raises UnsupportedOp for an op without a rule, UsageError without a grid."""
