@@ -202,6 +202,13 @@ class Model:
             self._require_finite(score, inputs, target)
         return gradient, score
 
+    def run(self, inputs: torch.Tensor, target: Target, ruled: Ruled) -> torch.Tensor:
+        """The logits (N, K, ...) of one pass under rules, with their autograd graph where gradients are on.
+
+        For what differentiates with respect to nodes; for at most `rows` rows, as `gradient`.
+        """
+        return self._graph_run(inputs, target.held, ruled)
+
     def passes(self, count: int) -> Iterator[torch.Tensor]:
         """Cut `count` rows into index tensors of nearly equal length, at most `rows`.
 

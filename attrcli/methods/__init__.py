@@ -22,6 +22,14 @@ METHODS: dict[str, tuple[str, str]] = {
         "Gradient integrated on the straight line from the baseline to the input",
     ),
     "occlusion": ("attrcli.methods.occlusion:Occlusion", "Fall of the score when a patch is replaced by the baseline"),
+    "prune_grad": (
+        "attrcli.methods.prune_grad:PruneGrad",
+        "Gradient of the network left when the neurons that matter least for the input are cut (|a df/da|)",
+    ),
+    "prune_int": (
+        "attrcli.methods.prune_int:PruneInt",
+        "As prune_grad, with neurons scored by gradients integrated over each layer",
+    ),
     "saliency": ("attrcli.methods.saliency:Saliency", "Absolute gradient of the score"),
     "smoothgrad": ("attrcli.methods.smoothgrad:SmoothGrad", "Gradient averaged over noisy copies of the input"),
 }

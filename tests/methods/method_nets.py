@@ -141,7 +141,7 @@ class Family:
 ANY = Family()
 RELU = Family(any_rank=lambda shape: Relu(math.prod(shape)), nets=(SmoothReluNet, Kinked), constant=ReluConstant)
 
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {"prune_grad": RELU, "prune_int": RELU}
 """The family of each method that does not work on any net."""
 
 

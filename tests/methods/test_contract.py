@@ -30,6 +30,8 @@ from attrcli.model import Model, Target
 VARIANTS: dict[str, list[dict[str, object]]] = {
     "integrated_gradients": [{"steps": 20}, {"rule": "trapezoid", "steps": 9}, {"steps": "auto", "tolerance": 0.2}],
     "occlusion": [{}, {"patch": 5, "stride": 3}],
+    "prune_grad": [{}, {"max_output_change": 0.15}],
+    "prune_int": [{"steps": 3}],
     "smoothgrad": [{"samples": 6, "reduce": reduce} for reduce in ("mean", "squared", "variance")],
 }
 """Options to test a method with, cheap ones; a method that is not here is tested with its defaults."""
@@ -44,6 +46,8 @@ AXIOMS = {
     "input_x_gradient": {"dummy", "linear", "batch_exact"},
     "integrated_gradients": {"complete", "dummy", "linear", "batch_exact"},
     "occlusion": {"linear", "batch_exact"},
+    "prune_grad": {"dummy", "batch_exact"},
+    "prune_int": {"dummy", "batch_exact"},
     "saliency": {"dummy", "batch_exact"},
     "smoothgrad": {"dummy", "batch_exact"},
 }
