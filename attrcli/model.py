@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 
 from attrcli import formats
 from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
@@ -271,6 +272,13 @@ class Model:
         """All inputs of the file by name, row by row, as the file takes them."""
         names = [spec.name for spec in self.source.inputs]
         return dict(zip(names, self._arguments(inputs, {}), strict=True))
+
+    def imported(self, shape: tuple[int, ...]) -> tuple[fx.GraphModule, dict[str, Sample]]:
+        """The file's own graph, all its outputs in it, and the samples that it was built for; for `formats.save`."""
+        batch, samples = self.engine(shape).batch, self._samples(shape)
+        graph = self.source.build(samples, self.dtype, FREE if batch is None else (batch, batch))
+        graph.meta["batches"] = FREE if batch is None else (batch, batch)
+        return graph, samples
 
     # -- engines -------------------------------------------------------------------------------------------------
 
