@@ -122,10 +122,13 @@ def prune(plan: Plan, wanted: Wanted, progress: Progress = lambda stage, done, t
     starts anew. Raises AttrcliError; an input that fails is a row with status error.
     """
     folder = Path(plan.config.out).parent
+    net = pruning.Network(plan.model, plan.zeros(), wanted.ops, "prune")
+    if not net.layers:
+        raise ModelError(f"{plan.path}: the graph has no nonlinearity, and so no neurons that could be pruned")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as partial_folder:
-            run = _Run(plan, wanted, Path(partial_folder), progress)
+            run = _Run(plan, wanted, net, Path(partial_folder), progress)
             run.write()
             _move(Path(partial_folder), folder)
     except OSError as error:
@@ -153,11 +156,8 @@ def _move(made: Path, folder: Path) -> None:
 class _Run:
     """One run: its network, the columns of its file, and what is kept of the masks for exports."""
 
-    def __init__(self, plan: Plan, wanted: Wanted, folder: Path, progress: Progress) -> None:
-        self.plan, self.wanted, self.folder, self.progress = plan, wanted, folder, progress
-        self.net = pruning.Network(plan.model, plan.zeros(), wanted.ops, "prune")
-        if not self.net.layers:
-            raise ModelError(f"{plan.path}: the graph has no nonlinearity, and so no neurons that could be pruned")
+    def __init__(self, plan: Plan, wanted: Wanted, net: pruning.Network, folder: Path, progress: Progress) -> None:
+        self.plan, self.wanted, self.net, self.folder, self.progress = plan, wanted, net, folder, progress
         self.shapes = self._shapes()
         self.summary = Summary(folder, len(plan.records), sum(int(np.prod(s)) for s in self.shapes.values()))
         self.columns: dict[str, Array] = {}

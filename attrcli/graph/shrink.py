@@ -131,14 +131,14 @@ def _mixes(node: Any) -> bool:
     """Whether this is a plain convolution, or a linear op on vectors: all its outputs read all its channels."""
     if node.target is aten.convolution.default:
         return bool(not node.args[6] and node.args[8] == 1)
-    return node.target is aten.linear.default and len(node.meta["shapes"][0]) == 2
+    return bool(node.target is aten.linear.default and len(node.meta["shapes"][0]) == 2)
 
 
 def _own(tensor: Any) -> bool:
     """Whether a stored tensor serves one node only."""
     if not isinstance(tensor, fx.Node) or tensor.op != "get_attr" or len(tensor.users) != 1:
         return False
-    return sum(node.op == "get_attr" and node.target == tensor.target for node in tensor.graph.nodes) == 1
+    return bool(sum(node.op == "get_attr" and node.target == tensor.target for node in tensor.graph.nodes) == 1)
 
 
 def _flattens(node: Any) -> bool:
