@@ -15,6 +15,7 @@ from PIL import Image
 from attrcli import model as models
 from attrcli import prune as verb
 from attrcli.errors import UsageError
+from attrcli.graph import engine
 from attrcli.store import MaskFile
 
 BAG = TEST / "Bag"
@@ -268,3 +269,42 @@ def test_the_verb_from_python(tmp_path):
     assert summary.kept.keys() == {"relu", "relu_1"}
     with pytest.raises(UsageError, match="earlier run"):
         verb.plan(wanted, model=str(MLP), inputs=(os.fspath(BAG),), out=str(tmp_path / "out"))
+
+
+class Net(torch.nn.Module):
+    """Two channels, batch norm, GELU and SiLU, a softmax at the end."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.norm, self.two = torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 6, 3)
+        self.last = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = torch.nn.functional.gelu(self.norm(self.one(x)))
+        return self.last(torch.nn.functional.silu(self.two(h)).mean((2, 3)) * 9).softmax(1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_a_folded_graph_a_frozen_batch_other_nonlinearities_and_a_softmax(frozen, heavy, tmp_path, monkeypatch):
+    if heavy:
+        monkeypatch.setattr(engine, "HEAVY", 1)
+    net, x = Net().eval().requires_grad_(False), torch.zeros(1 if frozen else 2, 1, 28, 28)
+    shapes = None if frozen else ({0: torch.export.Dim("batch", min=1)},)
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=shapes), path)
+    (tmp_path / "net.toml").write_text(SIDECAR.replace('activation = "none"', 'activation = "softmax"'))
+    told = facts(
+        tmp_path / "out", "--ops", "gelu,silu", "--sparsity", 0.7, "--limit", 2, "--export", "each", model=path
+    )
+    assert (told["ok"], told["models"], told["change_of"]) == (2, 2, "softmax")
+    with MaskFile(tmp_path / "out/masks.h5") as file:
+        assert list(file.layers) == ["gelu", "silu"]
+        for row, name in enumerate(file.ids):
+            masks = [torch.from_numpy(mask) for mask in file.masks(row).values()]
+            x = pixels(BAG / name)
+            h = torch.nn.functional.gelu(net.norm(net.one(x))) * masks[0]
+            expected = net.last((torch.nn.functional.silu(net.two(h)) * masks[1]).mean((2, 3)) * 9).softmax(1)
+            assert float((loaded(tmp_path / f"out/models/{name}.pt2")(x) - expected).abs().max()) < 1e-5
+            assert np.abs(file["prediction_pruned"][row] - expected[0].numpy()).max() < 1e-5
