@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from scipy.stats import spearmanr
 
-from attrcli import baselines, targets
+from attrcli import baselines, data, targets
 from attrcli.errors import InputError, ModelError
 from attrcli.methods._method import Attribution
 from attrcli.model import Model
@@ -38,6 +38,18 @@ class Batch:
     def good(self) -> list[int]:
         """The places of what can be explained, as far as is known."""
         return [place for place, note in enumerate(self.notes) if not note]
+
+
+def problem(plan: Plan, sample: Sample, label: int) -> str:
+    """Why a sample cannot be explained, as far as is known without the model; '' where nothing is."""
+    if sample.message:
+        return sample.message
+    if sample.x.shape != plan.shape:
+        given, wanted = ("x".join(map(str, shape)) or "one number" for shape in (sample.x.shape, plan.shape))
+        return f"its shape, channels first, is {given}; the others and the model take {wanted}"
+    if plan.wanted.kind == "label" and label == data.UNKNOWN_LABEL:
+        return "--target label: this input has no label"
+    return ""
 
 
 def compute(plan: Plan, batch: Batch) -> tuple[Columns, Array]:
@@ -75,7 +87,7 @@ def _halve(plan: Plan) -> None:
 def _failing(plan: Plan, batch: Batch, good: Sequence[int]) -> dict[int, str]:
     """Which samples cannot be explained, and why: as their scores tell, else as explaining each of them alone tells."""
     found: dict[int, str] = {}
-    for run in (_scored, _explain_rows):
+    for run in (scored, _explain_rows):
         for i in good:
             try:
                 run(plan, batch, [i])
@@ -87,7 +99,7 @@ def _failing(plan: Plan, batch: Batch, good: Sequence[int]) -> dict[int, str]:
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
     """Inputs (N, ...) of the model, or of a node, with logits (N, K, ...), target and score (N,), float64."""
 
     inputs: torch.Tensor
@@ -97,7 +109,7 @@ class _Scored:
     score: torch.Tensor
 
 
-def _scored(plan: Plan, batch: Batch, places: Sequence[int]) -> _Scored:
+def scored(plan: Plan, batch: Batch, places: Sequence[int]) -> Scored:
     """Run some samples of a batch forward. Raises NonFiniteError naming the node."""
     model = plan.model
     inputs = plan.tensor([batch.samples[i].x for i in places])
@@ -110,7 +122,7 @@ def _scored(plan: Plan, batch: Batch, places: Sequence[int]) -> _Scored:
     score = select(logits, target, head).double()
     if not bool(torch.isfinite(score).all()):
         model.scores(inputs, target)  # raises, naming the node
-    return _Scored(inputs, logits, head, target, score)
+    return Scored(inputs, logits, head, target, score)
 
 
 def _explain_rows(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[Columns, Sequence[str]]:
@@ -133,9 +145,9 @@ def _explain_rows(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[Colu
     return {name: value.detach().cpu().numpy() for name, value in columns.items()}, notes
 
 
-def _prepared(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[_Scored, list[torch.Tensor]]:
+def _prepared(plan: Plan, batch: Batch, places: Sequence[int]) -> tuple[Scored, list[torch.Tensor]]:
     """What a method is given for some samples: inputs, or the values of the node of `--at`, and baselines of each."""
-    run, references = _scored(plan, batch, places), _references(plan, batch, places)
+    run, references = scored(plan, batch, places), _references(plan, batch, places)
     if plan.at is not None:
         held = replace(run.target, held=plan.model.arguments(run.inputs))
         run = replace(run, target=held, inputs=plan.model.activation(plan.at, run.inputs))
@@ -153,7 +165,7 @@ def _references(plan: Plan, batch: Batch, places: Sequence[int]) -> list[torch.T
     return [reference.expand(len(places), *reference.shape[1:]) for reference in made]
 
 
-def _attribute(plan: Plan, model: Model, run: _Scored, references: list[torch.Tensor]) -> Attribution:
+def _attribute(plan: Plan, model: Model, run: Scored, references: list[torch.Tensor]) -> Attribution:
     """Explain with the one baseline, or with each of a set in turn: then all is a mean over the set."""
     method = plan.method
     if "baselines" in method.needs:
@@ -182,7 +194,7 @@ def rank_correlation(plan: Plan, batch: Batch, columns: Columns) -> float:
 
 
 def _completeness(
-    plan: Plan, result: Attribution, run: _Scored, references: list[torch.Tensor]
+    plan: Plan, result: Attribution, run: Scored, references: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """baseline_score, the remainder, and completeness_delta = sum + remainder - (score - baseline_score)."""
     reference = result.baseline_score
@@ -200,7 +212,7 @@ def _completeness(
     return found
 
 
-def _at_baseline(plan: Plan, run: _Scored, baseline: torch.Tensor) -> torch.Tensor:
+def _at_baseline(plan: Plan, run: Scored, baseline: torch.Tensor) -> torch.Tensor:
     """The scores of baselines (N, ...), float64 (N,)."""
     shared = plan.baseline is not None and plan.baseline.shared and not run.target.held
     logits = plan.explained.logits(baseline[:1] if shared else baseline, run.target.held)

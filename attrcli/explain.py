@@ -4,28 +4,23 @@ plan = Plan(Config(model="net.onnx", inputs=("photos",), method="saliency", out=
 summary = explain(plan)
 """
 
-import hashlib
 import itertools
-import platform
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from attrcli import __version__, data, methods
-from attrcli.batch import Array, Batch, Columns, compute, rank_correlation
+from attrcli import data
+from attrcli.batch import Array, Batch, Columns, compute, problem, rank_correlation
 from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.plan import Plan, Sample
+from attrcli.provenance import attributes
 from attrcli.store import RunFile, RunWriter, Status
 
 __all__ = ["Config", "Plan", "Summary", "explain"]
@@ -63,7 +58,7 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
     fails is a row with status error.
     """
     ids, force = [record.id for record in plan.records], plan.config.force
-    with _gathered(), RunWriter.open(plan.config.out, ids, plan.layout(), _attributes(plan), force=force) as writer:
+    with _gathered(), RunWriter.open(plan.config.out, ids, plan.layout(), attributes(plan), force=force) as writer:
         summary = Summary(Path(plan.config.out), len(ids))
         summary.added, summary.removed = len(writer.added), len(writer.removed)
         grid = [slice(i, min(i + plan.batch_size, len(ids))) for i in range(0, len(ids), plan.batch_size)]
@@ -164,20 +159,8 @@ def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) ->
         for i, sample in enumerate(samples)
         if writer.status[rows.start + i] != Status.OK or writer.sha256(rows.start + i) != sample.sha256
     ]
-    notes = [_problem(plan, sample, int(label)) for sample, label in zip(samples, labels, strict=True)]
+    notes = [problem(plan, sample, int(label)) for sample, label in zip(samples, labels, strict=True)]
     return Batch(rows, [record.id for record in plan.records[rows]], samples, labels, todo, notes)
-
-
-def _problem(plan: Plan, sample: Sample, label: int) -> str:
-    """Why a sample cannot be explained, as far as is known without the model; '' where nothing is."""
-    if sample.message:
-        return sample.message
-    if sample.x.shape != plan.shape:
-        given, wanted = ("x".join(map(str, shape)) or "one number" for shape in (sample.x.shape, plan.shape))
-        return f"its shape, channels first, is {given}; the others and the model take {wanted}"
-    if plan.wanted.kind == "label" and label == data.UNKNOWN_LABEL:
-        return "--target label: this input has no label"
-    return ""
 
 
 def _write(writer: RunWriter, batch: Batch, columns: Columns, status: Array) -> None:
@@ -189,62 +172,6 @@ def _write(writer: RunWriter, batch: Batch, columns: Columns, status: Array) -> 
         part = {name: values[low:high] for name, values in columns.items()}
         rows = slice(batch.rows.start + low, batch.rows.start + high)
         writer.write(rows, part, status[low:high], batch.notes[low:high])
-
-
-# -- what the run file says ----------------------------------------------------------------------------------------
-
-
-def _attributes(plan: Plan) -> dict[str, Any]:
-    """The attributes of the run file (design: schema attrcli/1)."""
-    config, model = plan.config, plan.model
-    return {
-        "method": config.method,
-        "options": {o.name: getattr(plan.method, o.name) for o in methods.description(config.method).options},
-        "preprocess": plan.preprocess.as_dict(),
-        "target": config.target,
-        "score": config.score,
-        "baseline": {"name": plan.baseline.name, "count": len(plan.baseline.fills)} if plan.baseline else None,
-        "input": model.input,
-        "output": config.output,
-        "at": config.at,
-        "files": _files(plan),
-        "inputs_root": str(plan.collection.root),
-        "model": str(plan.path),
-        "model_sha256": model.sha256,
-        "model_format": model.format,
-        "seed": config.seed,
-        "batch_size": plan.batch_size,
-        "threads": torch.get_num_threads(),
-        "device": model.device.type,
-        "precision": config.precision,
-        "versions": {
-            "attrcli": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "h5py", "pillow")},
-        },
-        "argv": sys.argv,
-    }
-
-
-def _files(plan: Plan) -> dict[str, str]:
-    """SHA-256 of every file besides model and inputs."""
-    files: dict[str, str | Path] = {}
-    if plan.baseline is not None and plan.baseline.file is not None:
-        files["baseline"] = plan.baseline.file
-    if plan.config.labels is not None:
-        files["labels"] = plan.config.labels
-    fixed = {f"fix {name}": value for name, value in plan.config.fix.items()}
-    files |= {name: value for name, value in fixed.items() if value != "zero"}
-    return dict.fromkeys(fixed, "zero") | {name: _hash(Path(path)) for name, path in files.items()}
-
-
-def _hash(path: Path) -> str:
-    """SHA-256 of a file; of a directory, of the hashes and names of all that lies in it."""
-    if not path.is_dir():
-        return data.sha256_of(path)
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = "".join(f"{data.sha256_of(file)} {file.relative_to(path)}\n" for file in inside)
-    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 # -- the finished run ----------------------------------------------------------------------------------------------

@@ -232,6 +232,13 @@ class Model:
                 self._require_finite(values.reshape(len(inputs), -1), inputs, target)
         return value, gradient, score.detach()
 
+    def run(self, inputs: torch.Tensor, target: Target, ruled: Ruled) -> torch.Tensor:
+        """The logits (N, K, ...) of one pass under rules, with their autograd graph where gradients are on.
+
+        For what differentiates with respect to nodes; for at most `rows` rows, as `gradient`.
+        """
+        return self._graph_run(inputs, target.held, ruled)
+
     def passes(self, count: int) -> Iterator[torch.Tensor]:
         """Cut `count` rows into index tensors of nearly equal length, at most `rows`.
 
@@ -294,6 +301,13 @@ class Model:
         """All inputs of the file by name, row by row, as the file takes them."""
         names = [spec.name for spec in self.source.inputs]
         return dict(zip(names, self._arguments(inputs, {}), strict=True))
+
+    def imported(self, shape: tuple[int, ...]) -> tuple[fx.GraphModule, dict[str, Sample]]:
+        """The file's own graph, all its outputs in it, and the samples that it was built for; for `formats.save`."""
+        batch, samples = self.engine(shape).batch, self._samples(shape)
+        graph = self.source.build(samples, self.dtype, FREE if batch is None else (batch, batch))
+        graph.meta["batches"] = FREE if batch is None else (batch, batch)
+        return graph, samples
 
     # -- engines -------------------------------------------------------------------------------------------------
 

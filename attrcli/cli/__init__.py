@@ -3,8 +3,8 @@
 stdout carries results, progress and messages go to stderr; heavy imports stay inside commands.
 """
 
-from attrcli.cli import explain, export, inspect, methods, render
+from attrcli.cli import explain, export, inspect, methods, prune, render
 from attrcli.cli._app import app
 from attrcli.cli._terminal import complain
 
-__all__ = ["app", "complain", "explain", "export", "inspect", "methods", "render"]
+__all__ = ["app", "complain", "explain", "export", "inspect", "methods", "prune", "render"]

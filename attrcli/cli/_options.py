@@ -17,6 +17,27 @@ Trust = Annotated[
 ]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the inputs, where they moved since.")]
 
+ModelFile = Annotated[str | None, typer.Argument(help="TorchScript, ONNX or .pt2 file.", show_default=False)]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Files, directories, globs, @list.txt, or - for names on stdin.", show_default=False),
+]
+TargetOf = Annotated[
+    str | None, typer.Option("--target", "-t", help="predicted, label, index, name, A-B, C@sum, i,j,k.")
+]
+PreprocessBy = Annotated[str | None, typer.Option("--preprocess", "-p", help="imagenet, unit or a sidecar file.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="CSV with columns id,label.")]
+InputName = Annotated[str | None, typer.Option("--input", help="Input to explain, when there are several.")]
+Fix = Annotated[list[str] | None, typer.Option("--fix", help="Other input: NAME=FILE or NAME=zero.")]
+OutputName = Annotated[str | None, typer.Option("--output", help="Output to explain, when there are several.")]
+BatchSize = Annotated[str | None, typer.Option("--batch-size", help="auto, or rows per pass.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="float32, float64 or bf16 (coarse).")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all that is drawn, per input.")]
+Deterministic = Annotated[bool | None, typer.Option("--deterministic", help="Bit-equal results on a GPU, slower.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N inputs.")]
+
 
 def pairs(items: Sequence[str] | None, flag: str) -> dict[str, str]:
     """The NAME=VALUE items of a repeatable flag. Raises UsageError for anything else."""

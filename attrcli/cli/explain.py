@@ -7,7 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrcli.cli._app import app
-from attrcli.cli._options import Debug, Json, Quiet, Trust, pairs
+from attrcli.cli._options import (
+    BatchSize,
+    Debug,
+    Deterministic,
+    Device,
+    Fix,
+    InputName,
+    Inputs,
+    Json,
+    Labels,
+    Limit,
+    ModelFile,
+    OutputName,
+    Precision,
+    PreprocessBy,
+    Quiet,
+    Seed,
+    TargetOf,
+    Threads,
+    Trust,
+    pairs,
+)
 from attrcli.cli._terminal import Report, complain, print_facts, progress
 
 if TYPE_CHECKING:
@@ -19,11 +40,8 @@ if TYPE_CHECKING:
     epilog="Example: attrcli explain net.onnx photos/ -m integrated_gradients -o steps=auto --out ig.h5 --overlays ig/"
 )
 def explain(
-    model: Annotated[str | None, typer.Argument(help="TorchScript, ONNX or .pt2 file.", show_default=False)] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Files, directories, globs, @list.txt, or - for names on stdin.", show_default=False),
-    ] = None,
+    model: ModelFile = None,
+    inputs: Inputs = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="See `attrcli methods`.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Run file to write or resume (HDF5).")] = None,
     overlays: Annotated[str | None, typer.Option("--overlays", help="Folder for one picture per input.")] = None,
@@ -32,9 +50,7 @@ def explain(
     ] = None,
     scale: Annotated[str | None, typer.Option("--scale", help="Colour scale per image, or one per run.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Method option NAME=VALUE; repeatable.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="predicted, label, index, name, A-B, C@sum, i,j,k.")
-    ] = None,
+    target: TargetOf = None,
     score: Annotated[str | None, typer.Option("--score", help="logit, prob, logprob or margin.")] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", "-b", help="black, white, mean, blur, ... or a file.")
@@ -42,23 +58,19 @@ def explain(
     background: Annotated[
         str | None, typer.Option("--background", help="Table whose column means are the baseline.")
     ] = None,
-    preprocess: Annotated[
-        str | None, typer.Option("--preprocess", "-p", help="imagenet, unit or a sidecar file.")
-    ] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="CSV with columns id,label.")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="Input to explain, when there are several.")] = None,
-    fix: Annotated[list[str] | None, typer.Option("--fix", help="Other input: NAME=FILE or NAME=zero.")] = None,
-    output: Annotated[str | None, typer.Option("--output", help="Output to explain, when there are several.")] = None,
+    preprocess: PreprocessBy = None,
+    labels: Labels = None,
+    input: InputName = None,
+    fix: Fix = None,
+    output: OutputName = None,
     at: Annotated[str | None, typer.Option("--at", help="Explain at a node of the graph instead of the input.")] = None,
-    batch_size: Annotated[str | None, typer.Option("--batch-size", help="auto, or rows per pass.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="float32, float64 or bf16 (coarse).")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all that is drawn, per input.")] = None,
-    deterministic: Annotated[
-        bool | None, typer.Option("--deterministic", help="Bit-equal results on a GPU, slower.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N inputs.")] = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    seed: Seed = None,
+    deterministic: Deterministic = None,
+    limit: Limit = None,
     max_errors: Annotated[
         str | None, typer.Option("--max-errors", help="Failed inputs that still exit 0: N or P%.")
     ] = None,

@@ -36,16 +36,21 @@ def _put_weights(proto: onnx.ModelProto, source: Onnx, module: fx.GraphModule) -
     """Replace the initializers whose tensors in the graph are no longer those of the file."""
     held = {node.meta["origin"]: node for node in module.graph.nodes if node.op == "get_attr"}
     entries = {entry.name: entry for entry in proto.graph.initializer}
+    resized = False
     for name, stored in source.stored.items():
         if name not in held:
             continue
         tensor = attribute(module, str(held[name].target)).detach().cpu()
+        if tensor.shape != stored.tensor.shape:
+            resized = True
         was = stored.tensor.to(tensor.dtype)
         if tensor.shape == was.shape and torch.equal(tensor, was):
             continue
         if name not in entries:
             raise ModelError(f"{source.path}: '{name}' is no initializer of the file and cannot be written anew")
         entries[name].CopyFrom(_entry(tensor, name, entries[name].data_type))
+    if resized:  # the shapes between that the file tells are no longer those
+        del proto.graph.value_info[:]
 
 
 def _entry(tensor: torch.Tensor, name: str, data_type: int) -> Any:

@@ -53,6 +53,14 @@ METHODS: dict[str, tuple[str, str]] = {
     ),
     "lrp": ("attrcli.methods.lrp:Lrp", "Relevance, handed back layer by layer so that it sums to the score"),
     "occlusion": ("attrcli.methods.occlusion:Occlusion", "Fall of the score when a patch is replaced by the baseline"),
+    "prune_grad": (
+        "attrcli.methods.prune_grad:PruneGrad",
+        "Gradient of the network left when the neurons that matter least for the input are cut (|a df/da|)",
+    ),
+    "prune_int": (
+        "attrcli.methods.prune_int:PruneInt",
+        "As prune_grad, with neurons scored by gradients integrated over each layer",
+    ),
     "saliency": ("attrcli.methods.saliency:Saliency", "Absolute gradient of the score"),
     "smoothgrad": ("attrcli.methods.smoothgrad:SmoothGrad", "Gradient averaged over noisy copies of the input"),
 }

@@ -143,7 +143,7 @@ def _convert(value: Any, kind: Any) -> Any:
             raise ValueError
         return words[str(value).lower()]
     if kind is type(None):
-        if value is None or value == "none":
+        if str(value).lower() == "none":
             return None
         raise ValueError
     if isinstance(value, bool) or (kind is int and isinstance(value, float)):

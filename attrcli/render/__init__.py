@@ -1,6 +1,7 @@
 """Pictures of attributions for people: overlays, panels, grids and bar charts as PNG files."""
 
 from attrcli.render.chart import bar_chart
+from attrcli.render.matrix import matrix
 from attrcli.render.montage import cell, montage, panel, thumbnail
 from attrcli.render.overlay import (
     DIVERGING,
@@ -24,6 +25,7 @@ __all__ = [
     "cell",
     "describe",
     "heatmap",
+    "matrix",
     "montage",
     "overlay",
     "panel",

@@ -5,22 +5,28 @@
 
 from .disk import disk_errors, replacing, write_datasets
 from .layout import SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
+from .masks import MASK_SCHEMA, MaskFile, MaskWriter, is_mask_file, writing_masks
 from .reader import RunFile, is_run_file
 from .writer import RunWriter
 
 __all__ = [
+    "MASK_SCHEMA",
     "SCHEMA",
     "UNLABELLED",
     "VERSION_KEYS",
     "VOLATILE",
     "Columns",
     "Layout",
+    "MaskFile",
+    "MaskWriter",
     "RunFile",
     "RunWriter",
     "Status",
     "config_of",
     "disk_errors",
+    "is_mask_file",
     "is_run_file",
     "replacing",
     "write_datasets",
+    "writing_masks",
 ]

@@ -176,6 +176,8 @@ FAMILIES: dict[str, Family] = {
     "guided_backprop": GUIDED,
     "guided_grad_cam": GRID,
     "layer_cam": GRID,
+    "prune_grad": RELU,
+    "prune_int": RELU,
 }
 """The family of each method that does not work on any net."""
 

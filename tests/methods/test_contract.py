@@ -41,6 +41,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
         {"composite": "epsilon_alpha2_beta1_flat"},
     ],
     "occlusion": [{}, {"patch": 5, "stride": 3}],
+    "prune_grad": [{}, {"max_output_change": 0.15}],
+    "prune_int": [{"steps": 3}],
     "smoothgrad": [{"samples": 6, "reduce": reduce} for reduce in ("mean", "squared", "variance")],
 }
 """Options to test a method with, cheap ones; a method that is not here is tested with its defaults."""
@@ -65,6 +67,8 @@ AXIOMS = {
     "layer_cam": {"batch_exact"},
     "lrp": {"conservative", "batch_exact"},
     "occlusion": {"linear", "batch_exact"},
+    "prune_grad": {"dummy", "batch_exact"},
+    "prune_int": {"dummy", "batch_exact"},
     "saliency": {"dummy", "batch_exact"},
     "smoothgrad": {"dummy", "batch_exact"},
 }
