@@ -18,8 +18,9 @@ class ExcitationBackprop:
     """A probability of 1 at the score, handed down to what excites it: p_i = sum over j of p_j a_i w+_ij / z+_j.
 
     Negative weights and biases have no part. It is read at a node, summed over channels: the last one with at least an
-    eighth of the input's resolution. What reaches a unit that nothing excites is lost, and booked as remainder. Refused
-    are ops through which no excitation is defined: softmax, layer norms, GELU and others that fall somewhere.
+    eighth of the input's resolution. What reaches a unit that nothing excites is lost, and booked as remainder; what
+    flows past a node inside a residual block is not in its map. Refused are ops through which no excitation is defined:
+    softmax, layer norms, GELU and others that fall somewhere.
     """
 
     paper: ClassVar[str] = "Zhang et al. 2016, arXiv 1608.00507"
