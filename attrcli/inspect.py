@@ -126,9 +126,7 @@ def _explained(model: "Model") -> "TensorSpec":
 def _known_shape(spec: "TensorSpec", sidecar: Preprocess | None) -> tuple[int, ...] | None:
     """Shape of one sample, channels first, from the sidecar or else the file."""
     if sidecar is not None and sidecar.sample_shape is not None:
-        shape = sidecar.sample_shape
-        last = sidecar.kind == "image" and sidecar.layout == "NHWC"
-        return (shape[-1], *shape[:-1]) if last else shape
+        return sidecar.channels_first(sidecar.sample_shape)
     if spec.shape is None or None in spec.shape[1:]:
         return None
     return tuple(size for size in spec.shape[1:] if size is not None)
@@ -174,8 +172,9 @@ def _bind(
     from attrcli.formats.spec import Sample
 
     p = sidecar or Preprocess("array", dtype=str(explained.dtype).removeprefix("torch."))
-    dtype, last = getattr(torch, p.dtype), p.kind == "image" and p.layout == "NHWC"
-    samples = {explained.name: Sample((*shape[1:], shape[0]) if last else shape, dtype)}
+    dtype = getattr(torch, p.dtype)
+    taken = (*shape[1:], shape[0]) if p.channels_last else shape
+    samples = {explained.name: Sample((math.prod(taken),) if p.flat else taken, dtype)}
     fixed = {}
     for spec in model.source.inputs:
         if spec.name == explained.name:
@@ -185,9 +184,9 @@ def _bind(
         fixed[spec.name] = torch.zeros([size for size in spec.shape[1:] if size is not None], dtype=spec.dtype)
         samples[spec.name] = Sample(tuple(fixed[spec.name].shape), spec.dtype)
     declared = None if p.activation == "none" else p.activation
-    layout = "NHWC" if last else "NCHW"
+    layout = "NHWC" if p.channels_last else "NCHW"
     try:
-        model.bind(input=explained.name, fixed=fixed, dtype=dtype, declared=declared, layout=layout)  # type: ignore[arg-type]
+        model.bind(input=explained.name, fixed=fixed, dtype=dtype, declared=declared, layout=layout, flat=p.flat)  # type: ignore[arg-type]
         engine = model.engine(shape)
         return {engine.output: engine.output_shape}
     except UsageError:  # several outputs
@@ -199,6 +198,7 @@ def _bind(
             dtype=dtype,
             declared=declared,  # type: ignore[arg-type]
             layout=layout,
+            flat=p.flat,
         )
         return {name: tuple(pair[0][1:]) for name, pair in shapes.items()}
 

@@ -255,7 +255,7 @@ def save_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
     torch.jit.save(torch.jit.load(stripped), path)
 
 
-def save_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
+def save_onnx(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str] = ("image", "logits")) -> None:
     """Export with a free batch and with batch norm kept, and drop the exporter's notes on source positions."""
     torch.onnx.export(
         module,
@@ -264,8 +264,8 @@ def save_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
         dynamo=True,
         optimize=False,  # the optimiser folds batch norm
         external_data=False,
-        input_names=["image"],
-        output_names=["logits"],
+        input_names=[names[0]],
+        output_names=[names[1]],
         dynamic_shapes=({0: "batch"},),
         verbose=False,
     )
@@ -318,7 +318,8 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
+    name = session.get_inputs()[0].name
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 
 # --- all of it ----------------------------------------------------------------------------------------------------

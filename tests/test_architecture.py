@@ -32,9 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"score", "errors"},
     "session": {"errors"},
     "model": {"graph", "formats", "score", "session", "errors"},
-    "baselines": {"errors"},
-    "preprocess": {"errors"},
-    "sidecar": {"preprocess", "errors"},
+    "letters": {"errors"},
+    "baselines": {"letters", "errors"},
+    "preprocess": {"letters", "errors"},
+    "sidecar": {"preprocess", "letters", "errors"},
     "data": {"errors"},
     "vae": {"model", "formats", "errors"},
     "training": {"model", "formats", "errors"},
@@ -47,6 +48,7 @@ MAY_IMPORT["config"] = {"methods", "errors"}
 MAY_IMPORT["aside"] = {"config", "formats", "data", "preprocess", "baselines", "errors"}
 MAY_IMPORT["outputs"] = {"model", "methods", "errors"}
 MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
+MAY_IMPORT["sequences"] = {"data", "preprocess", "letters", "methods", "errors"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
 VERBS = {"explain", "evaluate", "compare", "prune", "train_vae", "inspect", "export", "overlays"}
@@ -68,7 +70,7 @@ CONFINED = {
     "click": (),  # Typer vendors it
     "torchvision": (),
 }
-TORCH_FREE = {"errors", "baselines", "preprocess", "sidecar", "data", "store", "render"}
+TORCH_FREE = {"errors", "letters", "baselines", "preprocess", "sidecar", "data", "store", "render"}
 TORCH_FREE |= {"samples", "config", "overlays", "export", "cli", "__main__"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 

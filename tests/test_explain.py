@@ -103,7 +103,7 @@ def test_the_attributes_of_a_run_file(finished):
     assert told["options"] == {"steps": 10, "rule": "gausslegendre", "tolerance": 0.01, "max_steps": 1600}
     assert told["preprocess"]["input"]["size"] == [28, 28]
     assert told["preprocess"]["output"]["labels"][1] == "Trouser"
-    assert (told["target"], told["score"], told["baseline"]) == ("predicted", "logit", {"name": "black"})
+    assert (told["target"], told["score"], told["baseline"]) == ("predicted", "logit", {"name": "black", "count": 1})
     assert told["inputs_root"] == str(path.parent / "in")
     assert told["model_sha256"] == data.sha256_of(CNN)
     assert (told["model_format"], told["seed"], told["device"], told["precision"]) == ("onnx", 3, "cpu", "float32")

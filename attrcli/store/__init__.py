@@ -4,11 +4,12 @@
 """
 
 from .disk import disk_errors, replacing, write_datasets
-from .layout import SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
+from .layout import EXTRAS, SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
 from .reader import RunFile, is_run_file
 from .writer import RunWriter
 
 __all__ = [
+    "EXTRAS",
     "SCHEMA",
     "UNLABELLED",
     "VERSION_KEYS",
