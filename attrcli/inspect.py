@@ -271,6 +271,16 @@ kind = "table"
 # std = [1.0]                       # then divided by
 dtype = "{dtype}"
 """
+_SEQUENCE = """\
+kind = "sequence"
+alphabet = "ACGT"                   # the letters in the order of the channels; DNA was guessed
+{size}
+layout = "{layout}"                      # NCL (letters, positions) | NLC
+unknown = "uniform"                 # other letters, such as N: uniform (1/4 each) | zero | refuse
+lowercase = "accept"                # as capitals | refuse
+lengths = "equal"                   # refuse other lengths | fit: crop or pad around the middle
+dtype = "{dtype}"
+"""
 _OUTPUT = """
 [output]
 activation = "{activation}"                 # none | softmax | sigmoid: what the file already applies
@@ -306,8 +316,18 @@ def _guessed(model: "Model", shape: Shape | None) -> str:
     last = sizes is not None and len(sizes) == 3 and sizes[0] not in (1, 3) and sizes[2] in (1, 3)
     image = sizes is None or (len(sizes) == 3 and (last or sizes[0] in (None, 1, 3)))
     first = (sizes[2], *sizes[:2]) if last and sizes is not None else sizes
+    letters = _letters_axis(sizes)
+    if letters == 1 and sizes is not None:
+        first, last = (sizes[1], sizes[0]), True
     activation = _activation(model, first, "NHWC" if last else "NCHW")
-    if not image and sizes is not None and len(sizes) == 1:
+    if letters is not None and sizes is not None:
+        length = sizes[1 - letters]
+        body = _SEQUENCE.format(
+            size=f"size = [{length}]" if length else "# size = [200]                      # letters of every sequence",
+            layout="NCL" if letters == 0 else "NLC",
+            dtype=dtype,
+        )
+    elif not image and sizes is not None and len(sizes) == 1:
         body = _TABLE.format(count=sizes[0] or "", dtype=dtype)
     elif not image and sizes is not None:
         known = None not in sizes
@@ -325,6 +345,13 @@ def _guessed(model: "Model", shape: Shape | None) -> str:
             dtype=dtype,
         )
     return _HEADER + body + _OUTPUT.format(activation=activation)
+
+
+def _letters_axis(sizes: tuple[int | None, ...] | None) -> int | None:
+    """Which of the two axes of a sample has four channels, as one-hot DNA has; None where that is not so."""
+    if sizes is None or len(sizes) != 2 or 4 not in sizes:
+        return None
+    return sizes.index(4)
 
 
 def _activation(model: "Model", shape: tuple[int | None, ...] | None, layout: str) -> str:

@@ -18,6 +18,7 @@ UNKNOWN = ("uniform", "refuse", "zero")
 NONE = "N"
 """What stands for a column that is no letter of the alphabet."""
 
+_SMALL = np.arange(ord("a"), ord("z") + 1)
 _PAIRS = {"A": "T", "C": "G", "G": "C", "T": "A"}
 
 
@@ -27,12 +28,12 @@ def one_hot(letters: Array, alphabet: str, unknown: str, lowercase: str) -> Arra
     Raises: InputError naming the first letter that is refused, and its position, counted from 0.
     """
     codes: Array = np.frombuffer(letters.tobytes(), np.uint8)
-    small: Array = (codes >= ord("a")) & (codes <= ord("z"))
+    small = np.isin(codes, _SMALL)
     if lowercase == "refuse" and small.any():
         raise InputError(f"{_first(codes, small)} is lower case, and the sidecar has lowercase = 'refuse'")
     capitals = np.where(small, codes - 32, codes)
     columns: Array = (capitals == np.frombuffer(alphabet.encode(), np.uint8)[:, None]).astype(np.float32)
-    strange: Array = ~columns.any(axis=0)
+    strange = np.asarray(columns.max(axis=0) == 0)
     if strange.any():
         if unknown == "refuse":
             raise InputError(

@@ -390,7 +390,8 @@ class Plan:
     def layout(self) -> Layout:
         """Shapes of one row of the run file."""
         shape = self.attribution_shape
-        known = {1: ("feature",), 2: ("channel", "position"), 3: ("channel", "y", "x")}
+        letters = self.preprocess.kind == "sequence" and self.at is None
+        known = {1: ("feature",), 2: ("letter" if letters else "channel", "position"), 3: ("channel", "y", "x")}
         dims = known.get(len(shape), tuple(f"axis_{i}" for i in range(len(shape))))
         has = {"standard_error": "standard_error" in self.method.gives, "hypothetical": self.hypothetical}
         extras = tuple(name for name in EXTRAS if has[name])

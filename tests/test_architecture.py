@@ -48,6 +48,8 @@ MAY_IMPORT["config"] = {"methods", "errors"}
 MAY_IMPORT["aside"] = {"config", "formats", "data", "preprocess", "baselines", "errors"}
 MAY_IMPORT["outputs"] = {"model", "methods", "errors"}
 MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
+MAY_IMPORT["source"] = {"data", "sidecar", "preprocess", "store", "errors"}
+MAY_IMPORT["logos"] = {"letters", "render", "preprocess", "errors"}
 MAY_IMPORT["sequences"] = {"data", "preprocess", "letters", "methods", "errors"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
@@ -71,7 +73,7 @@ CONFINED = {
     "torchvision": (),
 }
 TORCH_FREE = {"errors", "letters", "baselines", "preprocess", "sidecar", "data", "store", "render"}
-TORCH_FREE |= {"samples", "config", "overlays", "export", "cli", "__main__"}
+TORCH_FREE |= {"source", "logos", "samples", "config", "overlays", "export", "cli", "__main__"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
 
