@@ -316,7 +316,7 @@ def _guessed(model: "Model", shape: Shape | None) -> str:
     last = sizes is not None and len(sizes) == 3 and sizes[0] not in (1, 3) and sizes[2] in (1, 3)
     image = sizes is None or (len(sizes) == 3 and (last or sizes[0] in (None, 1, 3)))
     first = (sizes[2], *sizes[:2]) if last and sizes is not None else sizes
-    letters = _letters_axis(sizes)
+    letters = _letters_axis(sizes) if spec.dtype.is_floating_point else None
     if letters == 1 and sizes is not None:
         first, last = (sizes[1], sizes[0]), True
     activation = _activation(model, first, "NHWC" if last else "NCHW")

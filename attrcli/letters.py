@@ -15,8 +15,6 @@ from attrcli.errors import InputError, UsageError
 Array = npt.NDArray[Any]
 
 UNKNOWN = ("uniform", "refuse", "zero")
-NONE = "N"
-"""What stands for a column that is no letter of the alphabet."""
 
 _SMALL = np.arange(ord("a"), ord("z") + 1)
 _PAIRS = {"A": "T", "C": "G", "G": "C", "T": "A"}
@@ -64,9 +62,15 @@ def checked(columns: Array) -> Array:
 
 
 def text_of(columns: Array, alphabet: str) -> str:
-    """The letters of columns (A, L): the one with more than half, else N."""
+    """The letters of columns (A, L): the one with more than half, else what stands for none."""
+    none = stand_in(alphabet)
     best, share = columns.argmax(axis=0), columns.max(axis=0)
-    return "".join(alphabet[row] if most > 0.5 else NONE for row, most in zip(best, share, strict=True))
+    return "".join(alphabet[row] if most > 0.5 else none for row, most in zip(best, share, strict=True))
+
+
+def stand_in(alphabet: str) -> str:
+    """What is written for a column that is no letter of the alphabet: N for DNA, X for proteins."""
+    return next(letter for letter in "NX?" if letter not in alphabet)
 
 
 def resized(columns: Array, length: int) -> Array:

@@ -20,8 +20,8 @@ def contributions(values: Array) -> Array:
 
 
 def track(p: Preprocess, stored: Array, values: Array, name: str = "contribution") -> render.Track:
-    """Contributions (A, L) or (1, L) as letters: those of the sequence as it was stored, N for unknown ones."""
-    alphabet = p.alphabet if letters.NONE in p.alphabet else p.alphabet + letters.NONE
+    """Contributions (A, L) or (1, L) as letters: those of the sequence as it was stored, N or X for others."""
+    alphabet = p.alphabet + letters.stand_in(p.alphabet)
     text, total = letters.text_of(p.fit(stored), p.alphabet), contributions(values)
     heights = np.zeros((len(alphabet), len(total)), total.dtype)
     heights[[alphabet.index(letter) for letter in text], np.arange(len(total))] = total

@@ -11,14 +11,11 @@ from attrcli.errors import UsageError
 from attrcli.methods._method import Attribution
 from attrcli.preprocess import Preprocess
 
-SIDECAR = """\
-the order of the letters cannot be guessed, and a wrong one gives a convincing, wrong answer. Write {sidecar}, with at \
-least
-[input]
-kind = "sequence"
-alphabet = "ACGT"   # in the order of the channels
-layout = "NCL"      # NCL | NLC
-or begin with: attrcli inspect {model} --write-sidecar"""
+SIDECAR = (
+    "the order of the letters cannot be guessed, and a wrong one gives a convincing, wrong answer. Write a sidecar, "
+    "{sidecar}: under [input], kind = 'sequence', alphabet = 'ACGT' (the letters in the order of the channels), layout "
+    "= 'NCL' or 'NLC'; to begin with one: attrcli inspect {model} --write-sidecar"
+)
 """What to do about letters whose model has no sidecar."""
 
 

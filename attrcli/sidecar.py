@@ -32,7 +32,8 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not value or not all(type(each) is int and each > 0 for each in value):
-        raise ValueError("[height, width] of an image, [length] of a sequence, the shape of one array: numbers above 0")
+        accepted = "[height, width] of an image, [length] of a sequence, or the shape of one array"
+        raise ValueError(f"{accepted}: whole numbers above 0")
     return tuple(value)
 
 

@@ -185,7 +185,7 @@ def _records(path: str, root: str, kind: str, columns: Sequence[str] | None, ran
             return
         if container == "fasta":
             for record_id, row in fasta.members(path):
-                yield Record(f"{name}#{record_id}", Path(path), folder, record_id, row)
+                yield Record(f"{name}#{record_id}", Path(path), folder, row=row)
             return
         if container != "image":
             members = members_of(path, container)
