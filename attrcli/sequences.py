@@ -48,12 +48,11 @@ def _as_declared(p: Preprocess, declared: tuple[int | None, ...], path: Path) ->
     wanted = replace(p, size=(length or 1,)).sample_shape or ()
     fits = len(wanted) == len(declared) and all(d in (None, w) for d, w in zip(declared, wanted, strict=True))
     if not fits:
-        takes, given_as = (
-            "x".join("L" if each is None else str(each) for each in shape) for shape in (declared, wanted)
-        )
+        takes = "x".join("L" if each is None else str(each) for each in declared)
         raise UsageError(
-            f"{path}: the model takes {takes}, and it would be given {given_as}: alphabet = {p.alphabet!r}, layout = "
-            f"{p.layout!r}, flat = {str(p.flat).lower()}, length {length or 'free'}; correct the sidecar, or --length"
+            f"{path}: the model takes {takes}, and would be given {'x'.join(map(str, wanted))}: alphabet = "
+            f"{p.alphabet!r}, layout = {p.layout!r}, flat = {str(p.flat).lower()}, length {length or 'free'}; "
+            "correct the sidecar, or --length"
         )
     return p if length is None else replace(p, size=(length,))
 
@@ -120,7 +119,5 @@ def require_strands(p: Preprocess, at: str | None) -> None:
     if p.kind != "sequence":
         raise UsageError(f"--reverse-complement: only DNA has one, and the inputs are of kind {p.kind}; leave it out")
     if at is not None:
-        raise UsageError(
-            f"--reverse-complement: the values of the node {at} have no other strand; leave out one of the two"
-        )
+        raise UsageError(f"--reverse-complement: the node {at} has no other strand; leave out that, or --at")
     letters.complement(p.alphabet)
