@@ -266,8 +266,8 @@ def grid(
                 [_map(run, place[n]) for n in names if n in place and run.status[place[n]] == Status.OK]
                 for run, place in zip(runs, places, strict=True)
             ]
-            ends = [_percentile(run, style) for run in runs]
-            scales = [render.run_scale(each, end) if each else None for each, end in zip(maps, ends, strict=True)]
+            ends = zip(maps, runs, strict=True)
+            scales = [render.run_scale(each, _percentile(run, style)) if each else None for each, run in ends]
         rows, failed = [], []
         for name in names:
             found = [place.get(name) for place in places]
@@ -279,13 +279,17 @@ def grid(
                 rows.append([str(error)] * (1 + len(runs)))
         columns = ["input", *_titles(runs)]
         labels = [_row_label(runs, name, [place.get(name) for place in places]) for name in names]
-        key = None if runs[0].layout.dims == _SEQUENCE else (style, None)
-        picture = render.montage(rows, labels, columns, key=key)
+        picture = render.montage(rows, labels, columns, key=_key(runs[0], style))
         render.save_png(picture, out, {"Software": "attrcli", "methods": ", ".join(columns[1:])}, overwrite=force)
         return len(names), failed
     finally:
         for run in runs:
             run.close()
+
+
+def _key(run: RunFile, style: Style) -> tuple[Style, float | None] | None:
+    """The colour bar of a grid; letters have colours of their own."""
+    return None if run.layout.dims == _SEQUENCE else (style, None)
 
 
 def _titles(runs: Sequence[RunFile]) -> list[str]:

@@ -65,7 +65,7 @@ CONFINED = {
     "torch.export": ("formats/pt2_write.py",),
     "onnxruntime": ("session.py",),
     "h5py": ("store/", "data/"),
-    "PIL": ("data/", "render/", "preprocess.py", "overlays.py"),
+    "PIL": ("data/", "render/", "preprocess.py", "overlays.py", "logos.py"),
     "matplotlib": ("render/",),
     "typer": ("cli/",),
     "rich": ("cli/_terminal.py",),

@@ -38,7 +38,7 @@ def test_positive_above_and_negative_below():
     assert not inked(lower[:, :half]).any()
 
 
-@pytest.mark.parametrize(("row", "letter"), enumerate(DNA))
+@pytest.mark.parametrize(("row", "letter"), list(enumerate(DNA)))
 def test_the_usual_colours(row, letter):
     upper, _ = cell(np.eye(4)[row])
     colours, counts = np.unique(upper[inked(upper)], axis=0, return_counts=True)
