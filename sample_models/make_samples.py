@@ -87,12 +87,12 @@ python sample_models/make_samples.py
 
 ## Splice-site nets
 
-`splice_donor` (N, 18, 4) and `splice_acceptor` (N, 4, 53), as `.pt`, `.onnx` and `.pt2`, are the nets Donor and Acceptor
+`splice_donor` (N, 18, 4) and `splice_acceptor` (N, 4, 53), as `.pt`, `.onnx` and `.pt2`, are Donor and Acceptor
 of MMSplice 2.4.0 (Cheng et al. 2019, Genome Biology 20:48), rebuilt from the weights in its wheel by `make_splice.py`,
 which checks them against a forward pass in numpy. 18,049 and 4,833 parameters; channels in the order ACGT; a donor site
 begins at position 5 (GT), an acceptor site ends at position 49 (AG), counted from 0; unknown letters are zeros. Output:
-the probability of a site. `sequences/donor.fasta` and `acceptor.fasta` hold 20 sites each, `controls.fasta` 10 sequences
-without one; all are drawn from letter frequencies, none is from a genome.
+the probability of a site. `sequences/donor.fasta` and `acceptor.fasta` hold 20 sites each, `controls.fasta` 10 others
+without a site; all are drawn from letter frequencies, none is from a genome.
 
 MMSplice: the MIT License. Copyright (c) 2018 Jun Cheng; the permission notice is the one below.
 
