@@ -27,7 +27,8 @@ def baseline(config: Config, preprocess: Preprocess) -> baselines.Baseline:
         option = "--background" if path == background else "--baseline"
         return _read(path, preprocess, f"{option} {path}")
 
-    return baselines.resolve(config.baseline, preprocess.kind, load=load, background=background)
+    p = preprocess
+    return baselines.resolve(config.baseline, p.kind, load=load, background=background, alphabet=p.alphabet)
 
 
 def fixed(name: str, value: str, spec: TensorSpec | None, dtype: torch.dtype) -> torch.Tensor:
@@ -73,8 +74,7 @@ def _read(path: Path, preprocess: Preprocess, option: str) -> Iterator[Array]:
     """The raw inputs of a file that an option names; whatever is wrong with it is a UsageError."""
     p = preprocess
     try:
-        rank = len(p.size) if p.size is not None else None
-        found = data.collect([os.fspath(path)], p.kind, columns=p.columns, sample_rank=rank)
+        found = data.collect([os.fspath(path)], p.kind, columns=p.columns, sample_rank=p.sample_rank)
         for record in found.records:
             yield p.fit(data.read(record, p.kind, channels=p.channels, columns=p.columns).values)
     except (InputError, NoInputsError, UsageError) as error:

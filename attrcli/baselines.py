@@ -3,12 +3,15 @@
 A baseline lives in raw input space (as ``preprocess`` defines it: pixels 0..255 at the model's size, values before mean
 and std) and is then preprocessed like the input itself: black is pixel 0, not 0 after mean and std.
 
+A sequence is columns (A, L) there; padding, columns of zeros at either end, is as absent as can be and stays.
+
 Source: Sturmfels, Lundberg & Lee 2020, 'Visualizing the Impact of Feature Attribution Baselines' (constant, blurred,
 uniform); Kapishnikov et al. 2019 (black and white); Fong & Vedaldi 2017 (blur).
 """
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
+from attrcli import letters
 from attrcli.errors import InputError, UsageError
 
 MOST = 1000
@@ -26,6 +30,12 @@ MOST = 1000
 
 Array = npt.NDArray[Any]
 Fill = Callable[[Array, np.random.Generator], Array]
+
+SHUFFLE, SHUFFLES = "shuffle", 20
+"""The baseline of shuffles, and how many where that is not said."""
+
+FREQUENCIES = {"A": 0.3, "C": 0.2, "G": 0.2, "T": 0.3}
+"""Letters of DNA as they occur; in other alphabets all alike."""
 
 BLUR_SIGMA = 0.05  # of the shorter side: 11 pixels at 224, where Fong & Vedaldi 2017 take 10
 
@@ -73,6 +83,44 @@ def zero(raw: Array, generator: np.random.Generator) -> Array:
     return np.zeros_like(raw)
 
 
+def shuffle(raw: Array, generator: np.random.Generator) -> Array:
+    """The sequence, shuffled so that every pair of neighbours occurs as often as before, and with the same two ends.
+
+    A walk over an Euler path: each letter's successors are shuffled, but for the last, and used up in that order.
+    What is no letter of the alphabet counts as a further letter; padding stays.
+
+    Source: Altschul & Erickson 1985; Shrikumar et al. 2017 (genomics notebook of deeplift).
+    """
+    found = letters.inside(raw)
+    part = np.ascontiguousarray(raw[:, found].T)
+    names = part.view(f"V{part.shape[1] * part.itemsize}").ravel().tolist()
+    after: dict[bytes, list[int]] = {}
+    for place, name in enumerate(names[:-1]):
+        after.setdefault(name, []).append(place + 1)
+    for places in after.values():
+        places[:-1] = generator.permutation(np.array(places[:-1], dtype=np.intp)).tolist()
+    steps = {name: iter(places) for name, places in after.items()}
+    path = [0] if names else []
+    for _ in names[1:]:
+        path.append(next(steps[names[path[-1]]]))
+    shuffled = raw.copy()
+    shuffled[:, found] = part[path].T
+    return shuffled
+
+
+def frequencies(alphabet: str) -> Fill:
+    """The frequencies of the letters at every position but padding: `FREQUENCIES` for DNA, else all alike."""
+    common = 1 / len(alphabet)
+    column = [FREQUENCIES[letter] if letters.is_dna(alphabet) else common for letter in alphabet]
+
+    def fill(raw: Array, generator: np.random.Generator) -> Array:
+        filled = raw.copy()
+        filled[:, letters.inside(raw)] = np.array(column)[:, None]
+        return filled
+
+    return fill
+
+
 class Recipe(NamedTuple):
     """A named baseline: ``shared`` if it depends on nothing but the shape of the input."""
 
@@ -88,9 +136,9 @@ BASELINES: dict[str, Recipe] = {
     "mean": Recipe(mean, ("image",), False),
     "blur": Recipe(blur, ("image",), False),
     "noise": Recipe(noise, ("image",), False),
-    "zero": Recipe(zero, ("array", "table"), True),
+    "zero": Recipe(zero, ("array", "table", "sequence"), True),
 }
-DEFAULTS = {"image": "black", "table": "mean", "array": "zero"}
+DEFAULTS = {"image": "black", "table": "mean", "array": "zero", "sequence": SHUFFLE}
 
 
 @dataclass(frozen=True)
@@ -121,11 +169,17 @@ def seed_of(sample_id: str, seed: int) -> int:
 
 
 def resolve(
-    spec: str | None, kind: str, *, load: Callable[[Path], Iterable[Array]], background: Path | None = None
+    spec: str | None,
+    kind: str,
+    *,
+    load: Callable[[Path], Iterable[Array]],
+    background: Path | None = None,
+    alphabet: str = "",
 ) -> Baseline:
     """The baseline for ``--baseline``: a name, the inputs of a file or directory, or the default of the kind (None).
 
-    ``load`` gives the raw inputs of a file or directory. ``mean`` of a table is the column means of ``background``.
+    ``load`` gives the raw inputs of a file or directory. ``mean`` of a table is the column means of ``background``; the
+    background of a sequence is that of its ``alphabet``. ``shuffle:K`` is a set of K shuffles, drawn one after another.
 
     Raises: UsageError for an unknown name, a file or directory without inputs or with too many, and a background that
     is missing or not used.
@@ -140,11 +194,16 @@ def resolve(
         return Baseline("mean", True, (_constant(column_means(background, load), str(background)),), background)
     if background is not None:
         raise UsageError(f"--background {background}: only --baseline mean of a table uses one; leave it out")
+    if kind == "sequence" and name == "background":
+        return Baseline(name, False, (frequencies(alphabet),))
+    if kind == "sequence" and (count := _shuffles(name)) is not None:
+        return Baseline(SHUFFLE, False, (shuffle,) * count)
     recipe = BASELINES.get(name)
     if recipe is not None and kind in recipe.kinds:
         return Baseline(name, recipe.shared, (recipe.fill,))
     if not Path(name).exists():
-        accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | {DEFAULTS[kind]})
+        own = {DEFAULTS[kind]} | ({"background", f"{SHUFFLE}:K"} if kind == "sequence" else set())
+        accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | own)
         close = difflib.get_close_matches(name, accepted, n=1)
         near = f" (did you mean {close[0]!r}?)" if close else ""
         raise UsageError(
@@ -156,6 +215,18 @@ def resolve(
         held = f"more than {MOST} inputs" if found else "no input"
         raise UsageError(f"--baseline {name}: holds {held}; accepted: 1 to {MOST}, over which attributions are means")
     return Baseline("file", True, tuple(_constant(values, name) for values in found), Path(name))
+
+
+def _shuffles(name: str) -> int | None:
+    """How many shuffles `shuffle` or `shuffle:K` asks for; None for another name. Raises UsageError for another K."""
+    if name == SHUFFLE:
+        return SHUFFLES
+    if not name.startswith(f"{SHUFFLE}:"):
+        return None
+    count = name.removeprefix(f"{SHUFFLE}:")
+    if re.fullmatch("[1-9][0-9]{0,3}", count) is None or int(count) > MOST:
+        raise UsageError(f"--baseline {name}: accepted: shuffle:K, with K from 1 to {MOST}")
+    return int(count)
 
 
 def column_means(path: Path, load: Callable[[Path], Iterable[Array]]) -> Array:

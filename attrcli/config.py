@@ -43,6 +43,8 @@ class Config:
     precision: str = "float32"
     threads: int | None = None
     seed: int = 0
+    length: int | None = None
+    reverse_complement: bool = False
     deterministic: bool = False
     limit: int | None = None
     fail_fast: bool = False
@@ -60,7 +62,7 @@ class Config:
                 raise methods.unknown_option(described, name)
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
             raise UsageError(f"--batch-size {self.batch_size}: auto, or a whole number of at least 1")
-        for name in ("limit", "threads"):
+        for name in ("limit", "threads", "length"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"--{name} {value}: a whole number of at least 1")
         for name in ("baseline", "background", "preprocess", "labels", "input", "output", "at", "overlays"):

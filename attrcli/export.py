@@ -29,6 +29,7 @@ class _Request:
     images: Images | None
     labels: Sequence[str] | None
     force: bool
+    sequences: Images | None
 
 
 def export(
@@ -37,13 +38,15 @@ def export(
     out_dir: str | os.PathLike[str],
     *,
     images: Images | None = None,
+    sequences: Images | None = None,
     labels: Sequence[str] | None = None,
     name: str | None = None,
     force: bool = False,
 ) -> list[Path]:
     """Write a run file in the format `to`, one of `FORMATS`, into `out_dir`, and return the files made.
 
-    `images` returns the uint8 pixels (N, H, W, C) of some ids at the model's input size; `labels` names the outputs;
+    `images` returns the uint8 pixels (N, H, W, C) of some ids at the model's input size, `sequences` their one-hot
+    columns (N, A, L); `labels` names the outputs;
     `name` begins the file names, by default the run file's stem. Raises: UsageError, also for a file that is there
     already unless `force`; InputError for an image that cannot be read.
     """
@@ -52,7 +55,7 @@ def export(
     folder = Path(out_dir)
     with RunFile(run_path) as run:
         stem = Path(run.path.name.removesuffix(".part")).stem
-        request = _Request(run, folder, name or stem, images, labels, force)
+        request = _Request(run, folder, name or stem, images, labels, force, sequences)
         with disk_errors(folder):
             return FORMATS[to](request)
 
@@ -208,4 +211,45 @@ def _project(request: _Request, files: Sequence[str], size: tuple[int, int]) -> 
     }
 
 
-FORMATS: dict[str, Callable[[_Request], list[Path]]] = {"npz": _npz, "virelay": _virelay}
+# TF-MoDISco ---------------------------------------------------------------------------------------------------------
+
+
+def _modisco(request: _Request) -> list[Path]:
+    """One-hot sequences and hypothetical contributions of the rows that are ok, (N, 4, L) in the order ACGT; their ids.
+
+    As `modisco motifs -s NAME.ohe.npz -a NAME.shap.npz` of tfmodisco-lite reads them; it multiplies the two itself.
+    """
+    run = request.run
+    alphabet = _dna(run)
+    if request.sequences is None:
+        raise UsageError("--to modisco needs the sequences that were explained")
+    ok = np.flatnonzero(run.status == Status.OK)
+    if not ok.size:
+        raise UsageError(f"{run.path}: no row is ok, there is nothing to export")
+    paths = _claim(request, [f"{request.name}.{part}" for part in ("ohe.npz", "shap.npz", "ids.txt")])
+    ids, order = [run.ids[row] for row in ok], [alphabet.index(letter) for letter in "ACGT"]
+    hypothetical = np.concatenate([run["hypothetical"][rows][good] for rows, good in _ok_blocks(run)])
+    contents = (request.sequences(ids)[:, order].astype(np.float32), hypothetical[:, order].astype(np.float32))
+    with ExitStack() as stack:
+        places = [stack.enter_context(replacing(path)) for path in paths]
+        for place, content in zip(places, contents, strict=False):
+            with place.open("wb") as file:
+                np.savez_compressed(file, content)
+        places[2].write_text("".join(f"{name}\n" for name in ids), encoding="utf-8", errors="surrogateescape")
+    return paths
+
+
+def _dna(run: RunFile) -> str:
+    """The alphabet of a run of DNA with hypothetical contributions. Raises UsageError for any other run."""
+    told = run.attributes["preprocess"].get("input", {})
+    if "hypothetical" not in run.layout.extras:
+        raise UsageError(
+            f"{run.path}: holds no /hypothetical, which TF-MoDISco reads; explain sequences (kind = 'sequence' in the "
+            "sidecar) by a method that gives multipliers, such as deeplift"
+        )
+    if sorted(told["alphabet"]) != list("ACGT"):
+        raise UsageError(f"{run.path}: the alphabet is {told['alphabet']}; TF-MoDISco reads A, C, G and T only")
+    return str(told["alphabet"])
+
+
+FORMATS: dict[str, Callable[[_Request], list[Path]]] = {"npz": _npz, "virelay": _virelay, "modisco": _modisco}

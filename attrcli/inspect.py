@@ -126,9 +126,7 @@ def _explained(model: "Model") -> "TensorSpec":
 def _known_shape(spec: "TensorSpec", sidecar: Preprocess | None) -> tuple[int, ...] | None:
     """Shape of one sample, channels first, from the sidecar or else the file."""
     if sidecar is not None and sidecar.sample_shape is not None:
-        shape = sidecar.sample_shape
-        last = sidecar.kind == "image" and sidecar.layout == "NHWC"
-        return (shape[-1], *shape[:-1]) if last else shape
+        return sidecar.channels_first(sidecar.sample_shape)
     if spec.shape is None or None in spec.shape[1:]:
         return None
     return tuple(size for size in spec.shape[1:] if size is not None)
@@ -174,8 +172,9 @@ def _bind(
     from attrcli.formats.spec import Sample
 
     p = sidecar or Preprocess("array", dtype=str(explained.dtype).removeprefix("torch."))
-    dtype, last = getattr(torch, p.dtype), p.kind == "image" and p.layout == "NHWC"
-    samples = {explained.name: Sample((*shape[1:], shape[0]) if last else shape, dtype)}
+    dtype = getattr(torch, p.dtype)
+    taken = (*shape[1:], shape[0]) if p.channels_last else shape
+    samples = {explained.name: Sample((math.prod(taken),) if p.flat else taken, dtype)}
     fixed = {}
     for spec in model.source.inputs:
         if spec.name == explained.name:
@@ -185,9 +184,9 @@ def _bind(
         fixed[spec.name] = torch.zeros([size for size in spec.shape[1:] if size is not None], dtype=spec.dtype)
         samples[spec.name] = Sample(tuple(fixed[spec.name].shape), spec.dtype)
     declared = None if p.activation == "none" else p.activation
-    layout = "NHWC" if last else "NCHW"
+    layout = "NHWC" if p.channels_last else "NCHW"
     try:
-        model.bind(input=explained.name, fixed=fixed, dtype=dtype, declared=declared, layout=layout)  # type: ignore[arg-type]
+        model.bind(input=explained.name, fixed=fixed, dtype=dtype, declared=declared, layout=layout, flat=p.flat)  # type: ignore[arg-type]
         engine = model.engine(shape)
         return {engine.output: engine.output_shape}
     except UsageError:  # several outputs
@@ -199,6 +198,7 @@ def _bind(
             dtype=dtype,
             declared=declared,  # type: ignore[arg-type]
             layout=layout,
+            flat=p.flat,
         )
         return {name: tuple(pair[0][1:]) for name, pair in shapes.items()}
 
@@ -271,6 +271,16 @@ kind = "table"
 # std = [1.0]                       # then divided by
 dtype = "{dtype}"
 """
+_SEQUENCE = """\
+kind = "sequence"
+alphabet = "ACGT"                   # the letters in the order of the channels; DNA was guessed
+{size}
+layout = "{layout}"                      # NCL (letters, positions) | NLC
+unknown = "uniform"                 # other letters, such as N: uniform (1/4 each) | zero | refuse
+lowercase = "accept"                # as capitals | refuse
+lengths = "equal"                   # refuse other lengths | fit: crop or pad around the middle
+dtype = "{dtype}"
+"""
 _OUTPUT = """
 [output]
 activation = "{activation}"                 # none | softmax | sigmoid: what the file already applies
@@ -306,8 +316,18 @@ def _guessed(model: "Model", shape: Shape | None) -> str:
     last = sizes is not None and len(sizes) == 3 and sizes[0] not in (1, 3) and sizes[2] in (1, 3)
     image = sizes is None or (len(sizes) == 3 and (last or sizes[0] in (None, 1, 3)))
     first = (sizes[2], *sizes[:2]) if last and sizes is not None else sizes
+    letters = _letters_axis(sizes) if spec.dtype.is_floating_point else None
+    if letters == 1 and sizes is not None:
+        first, last = (sizes[1], sizes[0]), True
     activation = _activation(model, first, "NHWC" if last else "NCHW")
-    if not image and sizes is not None and len(sizes) == 1:
+    if letters is not None and sizes is not None:
+        length = sizes[1 - letters]
+        body = _SEQUENCE.format(
+            size=f"size = [{length}]" if length else "# size = [200]                      # letters of every sequence",
+            layout="NCL" if letters == 0 else "NLC",
+            dtype=dtype,
+        )
+    elif not image and sizes is not None and len(sizes) == 1:
         body = _TABLE.format(count=sizes[0] or "", dtype=dtype)
     elif not image and sizes is not None:
         known = None not in sizes
@@ -325,6 +345,13 @@ def _guessed(model: "Model", shape: Shape | None) -> str:
             dtype=dtype,
         )
     return _HEADER + body + _OUTPUT.format(activation=activation)
+
+
+def _letters_axis(sizes: tuple[int | None, ...] | None) -> int | None:
+    """Which of the two axes of a sample has four channels, as one-hot DNA has; None where that is not so."""
+    if sizes is None or len(sizes) != 2 or 4 not in sizes:
+        return None
+    return sizes.index(4)
 
 
 def _activation(model: "Model", shape: tuple[int | None, ...] | None, layout: str) -> str:

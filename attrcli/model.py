@@ -8,6 +8,7 @@ gradient, score = model.gradient(batch, Target(index))   # (N, ...), (N,)
 # long: the one face of a model to the methods; what they call stands together
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +92,7 @@ class Model:
         self.input_dtype: torch.dtype | None = None
         self.output: str | None = None
         self.declared: Head | None = None
-        self.channels_last_input = False
+        self.channels_last_input = self.flat_input = False
         self.fixed: dict[str, torch.Tensor] = {}
         self.bounds: tuple[torch.Tensor, torch.Tensor] | None = None
         """The lowest and the highest value that the explained input can have, of a shape that broadcasts to a sample's;
@@ -112,12 +113,14 @@ class Model:
         dtype: torch.dtype | None = None,
         declared: Head | None = None,
         layout: str = "NCHW",
+        flat: bool = False,
     ) -> None:
         """Choose the explained input and the scored output; hold every other input at a value for all samples.
 
         `fixed` values are shaped like one sample. `dtype` is the explained input's, for files that do not say.
         `declared` is what the sidecar says the output went through, for files whose graph does not tell. `layout`
-        NHWC means that the file takes (N, H, W, C); here the input is (N, C, H, W) all the same.
+        NHWC means that the file takes (N, H, W, C), or (N, L, C), and `flat` that it takes a sample as one vector; here
+        the input is (N, C, ...) all the same.
         Raises UsageError listing names, shapes and types.
         """
         names = [spec.name for spec in self.source.inputs]
@@ -126,7 +129,7 @@ class Model:
         if input is None and len(names) > 1:
             raise UsageError(f"{self.path} has several inputs; choose one with --input: {describe(self.source.inputs)}")
         self.input, self.output, self.input_dtype, self.declared = input or names[0], output, dtype, declared
-        self.channels_last_input = layout == "NHWC"
+        self.channels_last_input, self.flat_input = layout == "NHWC", flat
         self.fixed = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in (fixed or {}).items()
@@ -323,6 +326,7 @@ class Model:
     def _samples(self, shape: tuple[int, ...]) -> dict[str, Sample]:
         samples = {}
         taken = (*shape[1:], shape[0]) if self.channels_last_input else shape
+        taken = (math.prod(taken),) if self.flat_input else taken
         for spec in self.source.inputs:
             if spec.name == self.input:
                 samples[spec.name] = Sample(taken, self.input_dtype or spec.dtype)
@@ -381,7 +385,8 @@ class Model:
         arguments = []
         for spec in self.source.inputs:
             if spec.name == self.input:
-                arguments.append(inputs.movedim(1, -1) if self.channels_last_input else inputs)
+                taken = inputs.movedim(1, -1) if self.channels_last_input else inputs
+                arguments.append(taken.flatten(1) if self.flat_input else taken)
             elif spec.name in held:
                 arguments.append(held[spec.name])
             else:

@@ -5,7 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +13,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attrcli import data, render, sidecar
+from attrcli import data, logos, render
 from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.preprocess import Preprocess
 from attrcli.render import Style
+from attrcli.source import Source
 from attrcli.store import RunFile, Status
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 _MONTAGE_ROWS = 12
+_SEQUENCE = ("letter", "position")  # dimensions of a row that is drawn as a logo
 _PICTURES = (*data.SUFFIXES["image"], ".pdf", ".svg", ".eps")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the inputs of a run file lie, and how the model saw them; `records` are those inside files of several."""
-
-    root: Path
-    preprocess: Preprocess
-    records: dict[str, data.Record] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, run: RunFile, root: Path | None = None) -> "Source":
-        """The inputs as the run file recorded them, or below another root."""
-        p = sidecar.from_mapping(run.attributes["preprocess"], str(run.path), None)
-        return cls(root or Path(run.attributes["inputs_root"]), p)
-
-    def read(self, name: str, sha256: str) -> data.Raw:
-        """Read one input again. Raises InputError when it is gone, or no longer what was explained."""
-        p = self.preprocess
-        found = data.read(self._record(name), p.kind, channels=p.channels, columns=p.columns)
-        if found.sha256 != sha256:
-            raise InputError(f"{name!r}: the file changed since it was explained; run explain again")
-        return found
-
-    def _record(self, name: str) -> data.Record:
-        path = self.root / name
-        if path.is_file():
-            return data.Record(name, path)
-        if name not in self.records:
-            file = self.root / name.rpartition("#")[0]
-            if not file.is_file():
-                raise InputError(f"{name!r}: no such file below {self.root}; --root FOLDER says where the inputs are")
-            p = self.preprocess
-            rank = {"table": 1}.get(p.kind, len(p.size) if p.size else None)
-            found = data.collect([os.fspath(file)], p.kind, columns=p.columns, sample_rank=rank)
-            prefix = name.rpartition("#")[0].rpartition("/")[0]
-            for record in found.records:
-                self.records[f"{prefix}/{record.id}" if prefix else record.id] = record
-        if name not in self.records:
-            raise InputError(f"{name!r}: no such record")
-        return self.records[name]
 
 
 def style(**options: Any) -> Style:
@@ -163,7 +124,7 @@ def draw(
         paths = prepare(folder, run.ids, str(run.attributes["method"]), force=force)
         rows = [int(row) for row in np.flatnonzero(run.status == Status.OK)]
         maps = (_map(run, row) for row in rows)
-        scale = render.run_scale(maps, style.percentile) if style.scale == "run" else None
+        scale = render.run_scale(maps, _percentile(run, style)) if style.scale == "run" else None
         rows = rows[:limit]
         failed: list[str] = []
 
@@ -195,6 +156,8 @@ class _Row:
     sha256: str
     values: Array
     facts: dict[str, str]
+    sequence: bool
+    hypothetical: Array | None
 
 
 def _load(run: RunFile, row: int) -> _Row:
@@ -208,7 +171,9 @@ def _load(run: RunFile, row: int) -> _Row:
     if np.isfinite(gap):
         total = float(np.abs(values).sum(dtype=np.float64))
         facts["gap"] = f"{gap:.2g}" + (f" ({abs(gap) / total:.1g} of the sum)" if total else "")
-    return _Row(run.ids[row], run["sample_sha256"][row].decode(), values, facts)
+    hypothetical = run["hypothetical"][row] if "hypothetical" in run.layout.extras else None
+    sequence = run.layout.dims == _SEQUENCE
+    return _Row(run.ids[row], run["sample_sha256"][row].decode(), values, facts, sequence, hypothetical)
 
 
 def _target(run: RunFile, row: int) -> str:
@@ -222,13 +187,23 @@ def _target(run: RunFile, row: int) -> str:
 
 def _map(run: RunFile, row: int) -> Array:
     values = run["attribution"][row]
+    if run.layout.dims == _SEQUENCE:
+        return logos.contributions(values)[None]
     return render.reduce_channels(values) if values.ndim == 3 else values.reshape(1, -1)
+
+
+def _percentile(run: RunFile, style: Style) -> float:
+    """Of |attribution|, the end of the scale: of letters all, since beyond it they would be cut."""
+    return 100.0 if run.layout.dims == _SEQUENCE else style.percentile
 
 
 def _picture(source: Source, row: _Row, style: Style, scale: float | None) -> tuple[Image.Image, dict[str, str]]:
     p = source.preprocess
     facts = {**row.facts, **_signature(row.id, row.facts["method"])}
     stored = source.read(row.id, row.sha256).values
+    if row.sequence:
+        below = row.hypothetical if style.panel else None
+        return logos.picture(p, stored, row.values, below, _caption(row), scale), facts
     if row.values.ndim != 3 or p.kind != "image":
         names, flat = list(p.columns or ()), row.values.reshape(-1)
         if len(names) != flat.size:
@@ -291,7 +266,8 @@ def grid(
                 [_map(run, place[n]) for n in names if n in place and run.status[place[n]] == Status.OK]
                 for run, place in zip(runs, places, strict=True)
             ]
-            scales = [render.run_scale(each, style.percentile) if each else None for each in maps]
+            ends = zip(maps, runs, strict=True)
+            scales = [render.run_scale(each, _percentile(run, style)) if each else None for each, run in ends]
         rows, failed = [], []
         for name in names:
             found = [place.get(name) for place in places]
@@ -303,12 +279,17 @@ def grid(
                 rows.append([str(error)] * (1 + len(runs)))
         columns = ["input", *_titles(runs)]
         labels = [_row_label(runs, name, [place.get(name) for place in places]) for name in names]
-        picture = render.montage(rows, labels, columns, key=(style, None))
+        picture = render.montage(rows, labels, columns, key=_key(runs[0], style))
         render.save_png(picture, out, {"Software": "attrcli", "methods": ", ".join(columns[1:])}, overwrite=force)
         return len(names), failed
     finally:
         for run in runs:
             run.close()
+
+
+def _key(run: RunFile, style: Style) -> tuple[Style, float | None] | None:
+    """The colour bar of a grid; letters have colours of their own."""
+    return None if run.layout.dims == _SEQUENCE else (style, None)
 
 
 def _titles(runs: Sequence[RunFile]) -> list[str]:
@@ -326,8 +307,10 @@ def _titles(runs: Sequence[RunFile]) -> list[str]:
 def _explained(runs: Sequence[RunFile]) -> list[str]:
     """Ids of inputs that are ok in at least one file and listed in the first. Raises UsageError for no images."""
     for run in runs:
-        if run.layout.dims != ("channel", "y", "x"):
-            raise UsageError(f"{run.path}: a grid shows images; others get a chart per row: render RUN --out FOLDER")
+        if run.layout.dims not in (("channel", "y", "x"), _SEQUENCE) or run.layout.dims != runs[0].layout.dims:
+            raise UsageError(
+                f"{run.path}: a grid shows images, or sequences; others get a chart per row: render RUN --out FOLDER"
+            )
     good = set().union(*({run.ids[i] for i in np.flatnonzero(run.status == Status.OK)} for run in runs))
     names = [name for name in runs[0].ids if name in good]
     if not names:
@@ -349,9 +332,15 @@ def _cells(
         for run, row in zip(runs, rows, strict=True)
     ]
     known = next(each for each in hashes if each is not None)
-    image = _pixels(source.read(name, known).values, source.preprocess)
-    box = source.preprocess.seen_box(image.shape[1], image.shape[0])
-    cells: list[Image.Image | str | None] = [render.thumbnail(image)]
+    p, stored = source.preprocess, source.read(name, known).values
+    first = next(run["attribution"][row] for run, row, sha in zip(runs, rows, hashes, strict=True) if sha == known)
+    cells: list[Image.Image | str | None]
+    if sequence := runs[0].layout.dims == _SEQUENCE:
+        cells = [logos.written(p, stored, first)]
+    else:
+        image = _pixels(stored, p)
+        box = p.seen_box(image.shape[1], image.shape[0])
+        cells = [render.thumbnail(image)]
     for run, row, sha256, scale in zip(runs, rows, hashes, scales, strict=True):
         if row is None or sha256 is None:
             cells.append("not in this file" if row is None else run.messages[row] or "not explained")
@@ -360,8 +349,11 @@ def _cells(
             cells.append("another version of this input")
             continue
         values = _map(run, row)
-        used = render.robust_scale(values, style.percentile) if scale is None else scale
-        cells.append(render.cell(image, values, box, used, style))
+        used = render.robust_scale(values, _percentile(run, style)) if scale is None else scale
+        if sequence:
+            cells.append(logos.cell(p, stored, run["attribution"][row], used, first))
+        else:
+            cells.append(render.cell(image, values, box, used, style))
     return cells
 
 
@@ -387,3 +379,11 @@ def model_images(
         return _pixels(np.stack(raws), p)
 
     return images, p.labels
+
+
+def model_sequences(run_path: Path, root: Path | None = None) -> Callable[[Sequence[str]], Array]:
+    """A function from ids to the one-hot sequences that the model saw, float32 (n, A, L)."""
+    with RunFile(run_path) as run:
+        source = Source.of(run, root)
+        hashes = dict(zip(run.ids, run.read("sample_sha256").tolist(), strict=True))
+    return lambda ids: np.stack([source.preprocess.fit(source.read(name, hashes[name]).values) for name in ids])

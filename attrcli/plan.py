@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attrcli import aside, baselines, data, methods, outputs, sidecar, targets
+from attrcli import aside, baselines, data, methods, outputs, sequences, sidecar, targets
 from attrcli import model as models
 from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError
@@ -24,7 +24,7 @@ from attrcli.methods._method import Method, shape_of
 from attrcli.preprocess import CHANNELS, Preprocess
 from attrcli.samples import Reader, Sample
 from attrcli.score import SCORES, select
-from attrcli.store import Layout, RunWriter
+from attrcli.store import EXTRAS, Layout, RunWriter
 
 __all__ = ["Estimate", "Plan", "Sample"]
 
@@ -71,6 +71,8 @@ class Plan:
         )
         self.preprocess = self._preprocess()
         self.method: Method = methods.load(config.method, self._options())
+        if config.reverse_complement:
+            sequences.require_strands(self.preprocess, self.at)
         self._bind()
         self.collection = self._collect()
         self.records = self.collection.records
@@ -79,6 +81,7 @@ class Plan:
         self.labels = aside.labels(config, self.collection, self.preprocess.labels)
         self.wanted = targets.parse(config.target, self.preprocess.labels)
         self.shape = self._sample_shape()
+        sequences.require_equal(self.preprocess, self.records, self.shape[-1])
         self.baseline = self._baseline()
         self._settle_fixed()
         self._bound()
@@ -115,6 +118,9 @@ class Plan:
         if found is not None:
             return self._whole(found)
         kind = data.guess_kind(self.config.inputs)
+        if kind == "sequence":
+            told = sequences.SIDECAR.format(sidecar=self.path.with_suffix(".toml"), model=self.path)
+            raise UsageError(f"{self.path} does not say how sequences become numbers: {told}")
         if kind == "image":
             raise UsageError(
                 f"{self.path} has no preprocessing information, and without it a picture of an attribution means "
@@ -124,8 +130,9 @@ class Plan:
         return self._whole(Preprocess(kind))
 
     def _whole(self, p: Preprocess) -> Preprocess:
-        """With the dtype of the file for an input of whole numbers, such as tokens."""
+        """With the dtype of the file for an input of whole numbers, such as tokens, and the length of a sequence."""
         spec = self._spec()
+        p = sequences.settled(p, spec.shape and spec.shape[1:], self.config.length, self.path)
         if p.kind == "image" or spec.shape is None or spec.dtype not in (torch.int32, torch.int64):
             return p
         told = p.as_dict()
@@ -157,7 +164,8 @@ class Plan:
             fixed=fixed,
             dtype=getattr(torch, self.preprocess.dtype),
             declared=None if declared == "none" else declared,  # type: ignore[arg-type]
-            layout=self.preprocess.layout if self.preprocess.kind == "image" else "NCHW",
+            layout="NHWC" if self.preprocess.channels_last else "NCHW",
+            flat=self.preprocess.flat,
         )
 
     def _settle_fixed(self) -> None:
@@ -183,8 +191,8 @@ class Plan:
             self.model.bounds = (low, high)
 
     def _collect(self) -> data.Collection:
-        spec, size = self._spec().shape, self.preprocess.size
-        rank = len(size) if size is not None else len(spec) - 1 if spec is not None else None
+        spec, rank = self._spec().shape, self.preprocess.sample_rank
+        rank = len(spec) - 1 if rank is None and spec is not None else rank
         kind, columns = self.preprocess.kind, self.preprocess.columns
         found = data.collect(self.config.inputs, kind, columns=columns, sample_rank=rank)
         return replace(found, records=found.records[: self.config.limit])
@@ -229,8 +237,7 @@ class Plan:
             self.preprocess = replace(p, size=shape)  # for those who read the inputs again
         self._reader = Reader(self.preprocess)
         if shape is not None:
-            last = p.kind == "image" and p.layout == "NHWC"
-            return (shape[-1], *shape[:-1]) if last else shape
+            return p.channels_first(shape)
         first = ""
         for record in self.records:
             sample = self._reader.peek(record)
@@ -365,8 +372,15 @@ class Plan:
 
     @property
     def baseline_count(self) -> int:
-        """How often a sample is explained: once for each baseline of a set."""
-        return len(self.baseline.fills) if self.baseline else 1
+        """How often a sample is explained: once for each baseline of a set, on each strand that counts."""
+        count = len(self.baseline.fills) if self.baseline else 1
+        return 2 * count if self.config.reverse_complement else count
+
+    @property
+    def hypothetical(self) -> bool:
+        """Whether the run says what each letter of a sequence would contribute."""
+        given = {"multipliers"} <= self.method.gives and "baseline" in self.method.needs
+        return given and self.preprocess.kind == "sequence" and self.at is None
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -386,8 +400,10 @@ class Plan:
     def layout(self) -> Layout:
         """Shapes of one row of the run file."""
         shape = self.attribution_shape
-        known = {1: ("feature",), 2: ("channel", "position"), 3: ("channel", "y", "x")}
+        letters = self.preprocess.kind == "sequence" and self.at is None
+        known = {1: ("feature",), 2: ("letter" if letters else "channel", "position"), 3: ("channel", "y", "x")}
         dims = known.get(len(shape), tuple(f"axis_{i}" for i in range(len(shape))))
-        extras = ("standard_error",) if "standard_error" in self.method.gives else ()
+        has = {"standard_error": "standard_error" in self.method.gives, "hypothetical": self.hypothetical}
+        extras = tuple(name for name in EXTRAS if has[name])
         kind = "f8" if self.config.precision == "float64" else "f4"
         return Layout(shape, self.output_shape or (1,), dims, kind, extras)

@@ -4,7 +4,7 @@ Three spaces, one sample at a time (no batch axis):
 
 1. *stored*: what ``data.read`` gives, an image at its own size;
 2. *raw*: what the model sees before range, mean and std: pixels 0..255 as (h, w, C) at the model's size, a table row
-   (F,), an array as stored; baselines live here;
+   (F,), an array as stored, a sequence one-hot (A, L) for an alphabet of A letters; baselines live here;
 3. *model input*: ``normalize(raw)``, in the sidecar's layout and dtype.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from attrcli import letters
 from attrcli.errors import InputError
 
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
@@ -28,6 +29,7 @@ KEYS = {
     "image": ("size", "resize", "crop", "interpolation", "channels", "range", "mean", "std", "layout", "dtype"),
     "array": ("size", "range", "mean", "std", "layout", "dtype"),
     "table": ("columns", "range", "mean", "std", "dtype"),
+    "sequence": ("alphabet", "size", "lengths", "unknown", "lowercase", "layout", "flat", "dtype"),
 }
 MAX_PIXELS = 178_956_970  # of a resized image; the limit that Pillow has for a decoded one
 
@@ -36,7 +38,8 @@ MAX_PIXELS = 178_956_970  # of a resized image; the limit that Pillow has for a 
 class Preprocess:
     """The keys of a sidecar, as ``from_mapping`` checks and fills them; keys that a kind lacks stay at these defaults.
 
-    ``size`` is (height, width) for an image and the shape of one sample for an array. ``range`` is what 0..255 maps to:
+    ``size`` is (height, width) for an image, the shape of one sample for an array, (length,) for a sequence; ``flat``
+    means that the model takes a sequence as one vector, in the order of its layout. ``range`` is what 0..255 maps to:
     (0, 255) leaves values as they are. ``mean`` and ``std`` have one value for all, or one per channel or column.
     """
 
@@ -52,6 +55,11 @@ class Preprocess:
     layout: str = "NCHW"
     dtype: str = "float32"
     columns: tuple[str, ...] | None = None
+    alphabet: str = ""
+    lengths: str = "equal"
+    unknown: str = "uniform"
+    lowercase: str = "accept"
+    flat: bool = False
     activation: str = "none"
     labels: tuple[str, ...] | None = None
 
@@ -62,16 +70,45 @@ class Preprocess:
             return None if self.columns is None else (len(self.columns),)
         if self.kind == "array" or self.size is None:
             return self.size
+        if self.kind == "sequence":
+            return self._stored_shape(self.size[0])
         count = CHANNELS[self.channels]
         return (count, *self.size) if self.layout == "NCHW" else (*self.size, count)
 
+    def _stored_shape(self, length: int) -> tuple[int, ...]:
+        count = len(self.alphabet)
+        if self.flat:
+            return (count * length,)
+        return (count, length) if self.layout == "NCL" else (length, count)
+
+    @property
+    def sample_rank(self) -> int | None:
+        """Dimensions of one stored array, or None if the sidecar does not say."""
+        ranks = {"table": 1, "sequence": 1 if self.flat else 2}
+        return ranks.get(self.kind, None if self.size is None else len(self.size))
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the model takes the channels behind the places; inside attrcli they always come first."""
+        return (self.kind, self.layout) in (("image", "NHWC"), ("sequence", "NLC"))
+
+    def channels_first(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one model input as attrcli computes with it, channels first."""
+        if self.kind == "sequence" and self.flat:
+            return (len(self.alphabet), shape[0] // len(self.alphabet))
+        return (shape[-1], *shape[:-1]) if self.channels_last else shape
+
     def fit(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Stored values to raw values: an image is resized and cropped to float32, anything else only checked.
+
+        A sequence becomes one-hot; with lengths = 'fit' it is cropped or padded to the size, at both ends.
 
         uint8 images are resized in 8 bits, with Pillow's rounding, as torchvision and timm do; others in float32.
 
         Raises: InputError for a shape that does not fit, naming both shapes.
         """
+        if self.kind == "sequence":
+            return self._columns(values)
         if self.kind != "image":
             shape = self.sample_shape
             if shape is not None and values.shape != shape:
@@ -90,6 +127,32 @@ class Preprocess:
             return values.astype(np.float32)
         tall, wide, rows, columns = self._resized(height, width)
         return _resize(values, tall, wide, INTERPOLATION[self.interpolation])[rows, columns].astype(np.float32)
+
+    def _columns(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A sequence, letters (L,) or the model's own numbers, as columns (A, L)."""
+        if values.dtype.kind == "S":
+            columns = letters.one_hot(values, self.alphabet, self.unknown, self.lowercase)
+        else:
+            columns = letters.checked(self._turned(values))
+        length = columns.shape[1] if self.size is None else self.size[0]
+        if self.lengths == "fit":
+            return letters.resized(columns, length)
+        if columns.shape[1] != length:
+            raise InputError(
+                f"the sequence has {columns.shape[1]} letters, the model's preprocessing expects {length}; --length "
+                f"{length} crops or pads around the middle"
+            )
+        return columns
+
+    def _turned(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Numbers in the layout of the model as (A, L)."""
+        count = len(self.alphabet)
+        if values.size == 0 or values.size % count or values.shape != self._stored_shape(values.size // count):
+            expected = self._stored_shape(self.size[0] if self.size else max(1, values.size // count))
+            raise InputError(f"the shape is {values.shape}; the model's preprocessing expects {expected}")
+        if self.layout == "NCL":
+            return values.reshape(count, -1)
+        return values.reshape(-1, count).T
 
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part (left, top, right, bottom) of an image that the model sees, in the image's own pixels."""
@@ -125,11 +188,13 @@ class Preprocess:
             x = raw * scale + shift
         if self.kind == "image" and self.layout == "NCHW":
             x = x.transpose(2, 0, 1)
+        if self.kind == "sequence":
+            x = (x if self.layout == "NCL" else x.T).reshape(self._stored_shape(x.shape[1]))
         return _cast(x, np.dtype(self.dtype))
 
     def denormalize(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The inverse of ``normalize``, to rounding; float64 if x is, else float32."""
-        raw = x.astype(np.float64)
+        raw = self._turned(x.astype(np.float64)) if self.kind == "sequence" else x.astype(np.float64)
         if self.kind == "image" and self.layout == "NCHW":
             raw = raw.transpose(1, 2, 0)
         scale, shift = self._affine(raw)

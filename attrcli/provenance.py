@@ -28,6 +28,7 @@ def attributes(plan: Plan) -> dict[str, Any]:
         "input": model.input,
         "output": config.output,
         "at": config.at,
+        "reverse_complement": config.reverse_complement,
         "files": _files(plan),
         "inputs_root": str(plan.collection.root),
         "model": str(plan.path),

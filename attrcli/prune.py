@@ -241,7 +241,7 @@ class _Run:
 
     def _keep(self, writer: MaskWriter, batch: Batch, places: Sequence[int]) -> None:
         """Prune some samples of a batch, write their masks and note what came of it. Raises InputError."""
-        run = scored(self.plan, batch, places)
+        [run] = scored(self.plan, batch, places)
         for rows in self.net.passes(len(places)):
             inputs, target = run.inputs[rows], run.target.take(rows)
             done, dead = self._pruned(inputs, target)

@@ -59,4 +59,5 @@ class Reader:
     def encode(self, raw: Array) -> Array:
         """Raw values to one model input, channels first."""
         p = self.preprocess
-        return (replace(p, layout="NCHW") if p.kind == "image" else p).normalize(raw)
+        first = {"image": replace(p, layout="NCHW"), "sequence": replace(p, layout="NCL", flat=False)}
+        return first.get(p.kind, p).normalize(raw)

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from attrcli.errors import UsageError
+from attrcli.letters import UNKNOWN
 from attrcli.preprocess import CHANNELS, INTERPOLATION, KEYS, Preprocess
 
 # One reader per key: it returns the value as the dataclass holds it, or raises ValueError saying what is accepted.
@@ -30,7 +32,8 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not value or not all(type(each) is int and each > 0 for each in value):
-        raise ValueError("[height, width] of an image, or the shape of one array: whole numbers above 0")
+        accepted = "[height, width] of an image, [length] of a sequence, or the shape of one array"
+        raise ValueError(f"{accepted}: whole numbers above 0")
     return tuple(value)
 
 
@@ -38,6 +41,18 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) and each for each in value):
         raise ValueError("a list of names")
     return tuple(value)
+
+
+def _alphabet(value: Any) -> str:
+    if not isinstance(value, str) or re.fullmatch(r"[A-Z*-]{2,}", value) is None or len(set(value)) != len(value):
+        raise ValueError('different capital letters, * or -, in the order of the channels, such as "ACGT"')
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
 
 
 def _such(read: Callable[[Any], Any], holds: Callable[[Any], bool], accepted: str) -> Callable[[Any], Any]:
@@ -74,7 +89,12 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "range": _such(_numbers, lambda to: len(to) == 2 and to[0] != to[1], "two numbers, what 0 and 255 map to"),
     "mean": _numbers,
     "std": _such(_numbers, lambda std: min(std) > 0, "numbers above 0"),
-    "layout": _one_of("NCHW", "NHWC"),
+    "layout": _one_of("NCHW", "NHWC", "NCL", "NLC"),
+    "alphabet": _alphabet,
+    "lengths": _one_of("equal", "fit"),
+    "unknown": _one_of(*UNKNOWN),
+    "lowercase": _one_of("accept", "refuse"),
+    "flat": _flag,
     "dtype": _one_of("float32", "float64", "float16", "uint8", "int32", "int64"),
     "columns": _such(_names, lambda names: len(set(names)) == len(names), "a list of different names"),
     "activation": _one_of("none", "softmax", "sigmoid"),
@@ -115,6 +135,8 @@ def from_mapping(mapping: Mapping[str, Any], origin: str, folder: Path | None) -
     if kind == "image":
         count = CHANNELS[values.get("channels", "RGB")]
         values = {"range": (0.0, 1.0), "mean": (0.0,) * count, "std": (1.0,) * count} | values
+    if kind == "sequence":
+        values = {"layout": "NCL"} | values
     found = Preprocess(**values)
     problem = _contradiction(found)
     if problem:
@@ -124,6 +146,14 @@ def from_mapping(mapping: Mapping[str, Any], origin: str, folder: Path | None) -
 
 def _contradiction(p: Preprocess) -> str | None:
     """What is wrong between keys that are right by themselves."""
+    layouts = ("NCL", "NLC") if p.kind == "sequence" else ("NCHW", "NHWC")
+    if p.layout not in layouts:
+        return f"layout = {p.layout!r} is not possible for kind = {p.kind!r}; accepted: {', '.join(layouts)}"
+    if p.kind == "sequence":
+        if not p.alphabet:
+            return 'alphabet is missing: the letters in the order of the channels, such as alphabet = "ACGT"'
+        if p.size is not None and len(p.size) != 1:
+            return f"size = {list(p.size)}: a sequence's size is [length]"
     if p.kind == "image":
         if p.size is not None and len(p.size) != 2:
             return f"size = {list(p.size)}: an image's size is [height, width]"
@@ -138,7 +168,7 @@ def _contradiction(p: Preprocess) -> str | None:
             return f"{key} has {len(values)} values; accepted: {count}, one for each of the {count} {unit}"
     if p.kind != "image" and 1 not in (len(p.mean), len(p.std)) and len(p.mean) != len(p.std):
         return f"mean has {len(p.mean)} values and std {len(p.std)}; accepted: as many in both"
-    whole = p.range == (0.0, 255.0) and set(p.mean) == {0.0} and set(p.std) == {1.0}
+    whole = p.kind == "sequence" or (p.range == (0.0, 255.0) and set(p.mean) == {0.0} and set(p.std) == {1.0})
     if not p.dtype.startswith("float") and not whole:
         return f"dtype = {p.dtype!r} holds whole numbers: it needs range = [0.0, 255.0] and no mean or std"
     return None

@@ -32,9 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": {"score", "errors"},
     "session": {"errors"},
     "model": {"graph", "formats", "score", "session", "errors"},
-    "baselines": {"errors"},
-    "preprocess": {"errors"},
-    "sidecar": {"preprocess", "errors"},
+    "letters": {"errors"},
+    "baselines": {"letters", "errors"},
+    "preprocess": {"letters", "errors"},
+    "sidecar": {"preprocess", "letters", "errors"},
     "data": {"errors"},
     "vae": {"model", "formats", "errors"},
     "training": {"model", "formats", "errors"},
@@ -47,6 +48,9 @@ MAY_IMPORT["config"] = {"methods", "errors"}
 MAY_IMPORT["aside"] = {"config", "formats", "data", "preprocess", "baselines", "errors"}
 MAY_IMPORT["outputs"] = {"model", "methods", "errors"}
 MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
+MAY_IMPORT["source"] = {"data", "sidecar", "preprocess", "store", "errors"}
+MAY_IMPORT["logos"] = {"letters", "render", "preprocess", "errors"}
+MAY_IMPORT["sequences"] = {"data", "preprocess", "letters", "methods", "errors"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
 MAY_IMPORT["provenance"] = set(MAY_IMPORT)
@@ -63,15 +67,15 @@ CONFINED = {
     "torch.export": ("formats/pt2_write.py",),
     "onnxruntime": ("session.py",),
     "h5py": ("store/", "data/"),
-    "PIL": ("data/", "render/", "preprocess.py", "overlays.py"),
+    "PIL": ("data/", "render/", "preprocess.py", "overlays.py", "logos.py"),
     "matplotlib": ("render/",),
     "typer": ("cli/",),
     "rich": ("cli/_terminal.py",),
     "click": (),  # Typer vendors it
     "torchvision": (),
 }
-TORCH_FREE = {"errors", "baselines", "preprocess", "sidecar", "data", "store", "render"}
-TORCH_FREE |= {"samples", "config", "overlays", "export", "cli", "__main__"}
+TORCH_FREE = {"errors", "letters", "baselines", "preprocess", "sidecar", "data", "store", "render"}
+TORCH_FREE |= {"source", "logos", "samples", "config", "overlays", "export", "cli", "__main__"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
 

@@ -81,7 +81,7 @@ def test_defaults():
     table = resolve(None, "table", load=lambda path: iter(ROWS), background=Path("b.csv"))
     assert (table.name, table.shared, table.file) == ("mean", True, Path("b.csv"))
     np.testing.assert_array_equal(table(ROWS[0], "a", 0), [[3, 20]])
-    assert set(DEFAULTS) == {"image", "array", "table"}
+    assert set(DEFAULTS) == {"image", "array", "table", "sequence"}
 
 
 def test_table_without_background_is_refused_with_the_way_out():

@@ -584,6 +584,7 @@ def test_print_config_round_trips(tmp_path, out):
     assert_same_rows(out, tmp_path / "b.h5")
     assert set(values) | {
         "background",
+        "length",
         "preprocess",
         "labels",
         "input",

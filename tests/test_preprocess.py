@@ -87,8 +87,8 @@ def test_defaults_of_an_image_are_written_out():
         ({"input": {"size": [1, 2]}}, r"x\.toml: \[input\] kind is missing; accepted: image, array, table"),
         ({}, r"kind is missing"),
         (
-            {"input": {"kind": "sequence"}},
-            r"\[input\] kind = 'sequence' is not possible; accepted: image, array, table",
+            {"input": {"kind": "audio"}},
+            r"\[input\] kind = 'audio' is not possible; accepted: image, array, table, sequence",
         ),
         ({"input": {"kind": ["image"]}}, r"\[input\] kind = \['image'\] is not possible"),
         ({"input": {"kind": "image", "std": [1, 0, 1]}}, r"\[input\] std = \[1, 0, 1\].*above 0"),

@@ -53,13 +53,17 @@ def explain(
     target: TargetOf = None,
     score: Annotated[str | None, typer.Option("--score", help="logit, prob, logprob or margin.")] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", "-b", help="black, white, mean, blur, ... or a file.")
+        str | None, typer.Option("--baseline", "-b", help="black, mean, blur, shuffle:K, ... or a file.")
     ] = None,
     background: Annotated[
         str | None, typer.Option("--background", help="Table whose column means are the baseline.")
     ] = None,
     preprocess: PreprocessBy = None,
     labels: Labels = None,
+    length: Annotated[int | None, typer.Option("--length", help="Crop or pad sequences to it, in the middle.")] = None,
+    reverse_complement: Annotated[
+        bool | None, typer.Option("--reverse-complement", help="Explain the mean of both strands of DNA.")
+    ] = None,
     input: InputName = None,
     fix: Fix = None,
     output: OutputName = None,
@@ -94,7 +98,7 @@ def explain(
         "output": output, "at": at, "batch_size": batch_size, "device": device, "precision": precision,
         "threads": threads, "seed": seed, "deterministic": deterministic, "limit": limit, "force": force,
         "fail_fast": fail_fast, "overlays": overlays, "panel": panel, "scale": scale, "max_errors": max_errors,
-        "trust_model": trust_model,
+        "trust_model": trust_model, "length": length, "reverse_complement": reverse_complement,
     }  # fmt: skip
     from attrcli import config as configs
 

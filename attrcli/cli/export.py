@@ -14,7 +14,7 @@ from attrcli.cli._terminal import printable
 def export(
     run: Annotated[Path, typer.Argument(help="A run file.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write into.")],
-    to: Annotated[str, typer.Option("--to", help="npz or virelay.")],
+    to: Annotated[str, typer.Option("--to", help="npz, virelay or modisco.")],
     root: Root = None,
     force: Force = False,
     debug: Debug = False,
@@ -24,5 +24,6 @@ def export(
     from attrcli.export import export as verb
 
     images, labels = overlays.model_images(run, root) if to == "virelay" else (None, None)
-    for path in verb(run, to, folder, images=images, labels=labels, force=force):
+    sequences = overlays.model_sequences(run, root) if to == "modisco" else None
+    for path in verb(run, to, folder, images=images, sequences=sequences, labels=labels, force=force):
         print(printable(str(path)))

@@ -14,11 +14,13 @@ SUFFIXES = {
     "array": (".npy", ".npz", ".h5", ".hdf5"),
     "table": (".csv", ".npy", ".npz", ".h5", ".hdf5"),
 }
+FASTA = (".fa", ".fasta", ".fna", ".faa")
+SUFFIXES["sequence"] = (*FASTA, *(f"{suffix}.gz" for suffix in FASTA), *SUFFIXES["array"])
 _MAGIC = {b"\x93NUM": "npy", b"PK\x03\x04": "npz", b"\x89HDF": "h5"}
 
 
 def container_of(path: str, kind: str) -> str:
-    """What kind of file this is, by content except for image suffixes and tables, which Pillow and csv judge."""
+    """What kind of file this is, by content except for image suffixes; what is no array file is of the kind's own."""
     suffix = os.path.splitext(path)[1].lower()
     if kind == "image" and suffix in SUFFIXES["image"]:
         return "image"
@@ -27,7 +29,7 @@ def container_of(path: str, kind: str) -> str:
         with open(path, "rb") as file:
             known = _MAGIC.get(file.read(4))
     by_suffix = {".npy": "npy", ".npz": "npz", ".h5": "h5", ".hdf5": "h5"}
-    return known or by_suffix.get(suffix, "csv" if kind == "table" else "image")
+    return known or by_suffix.get(suffix, {"table": "csv", "sequence": "fasta"}.get(kind, "image"))
 
 
 def members(path: str, container: str) -> list[tuple[str | None, tuple[int, ...]]]:

@@ -34,7 +34,7 @@ def class_labels(collection: Collection, labels: Sequence[str] | None) -> npt.ND
 
 def _lies_in_root(record: Record) -> bool:
     """Whether a file has no folder of its own below the root, and no column that would say its label."""
-    return not record.label and record.path.suffix.lower() in (*SUFFIXES["image"], *SUFFIXES["array"])
+    return not record.label and record.path.name.lower().endswith((*SUFFIXES["image"], *SUFFIXES["sequence"]))
 
 
 def labels_csv(path: Path, collection: Collection, labels: Sequence[str] | None) -> npt.NDArray[np.uint16]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TextIO
 
-from attrcli.data.containers import SUFFIXES, container_of
+from attrcli.data import fasta
+from attrcli.data.containers import FASTA, SUFFIXES, container_of
 from attrcli.data.containers import members as members_of
 from attrcli.data.records import Collection, Record
 from attrcli.data.tables import table_of
@@ -62,17 +63,18 @@ def collect(
 
 
 def guess_kind(inputs: Sequence[str]) -> str:
-    """The kind of inputs whose model has no sidecar: 'array' or 'table' where the suffixes say so, else 'image'.
+    """The kind of inputs whose model has no sidecar: 'array', 'table' or 'sequence' by the suffixes, else 'image'.
 
-    Raises: UsageError for tables beside arrays.
+    Raises: UsageError for files of several of the former.
     """
-    found = {os.path.splitext(name)[1].lower(): name for argument in inputs for name in _mentioned(argument)}
-    of_kind = {"image": SUFFIXES["image"], "array": SUFFIXES["array"], "table": (".csv",)}
+    mentioned = [name for argument in inputs for name in _mentioned(argument)]
+    found = {os.path.splitext(name.lower().removesuffix(".gz"))[1]: name for name in mentioned}
+    of_kind = {"image": SUFFIXES["image"], "array": SUFFIXES["array"], "table": (".csv",), "sequence": FASTA}
     names = {kind: found[suffix] for kind, suffixes in of_kind.items() for suffix in suffixes if suffix in found}
     if "image" not in names and len(names) > 1:
         raise UsageError(
-            f"the inputs are arrays, such as {names['array']!r}, and tables, such as {names['table']!r}: give those of "
-            "one kind, for example as 'FOLDER/*.npy', or write kind = \"array\" under [input] of a sidecar"
+            f"the inputs are {', and '.join(f'{kind}s, such as {name!r}' for kind, name in names.items())}: give those "
+            "of one kind, for example as 'FOLDER/*.npy', or write kind = \"array\" under [input] of a sidecar"
         )
     return "image" if "image" in names or not names else next(iter(names))
 
@@ -180,6 +182,10 @@ def _records(path: str, root: str, kind: str, columns: Sequence[str] | None, ran
     try:
         if container == "csv":
             yield from _table_records(path, name, columns)
+            return
+        if container == "fasta":
+            for record_id, row in fasta.members(path):
+                yield Record(f"{name}#{record_id}", Path(path), folder, row=row)
             return
         if container != "image":
             members = members_of(path, container)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from attrcli.data import fasta
 from attrcli.data.containers import SUFFIXES, container_of, values_of
 from attrcli.data.images import FORMATS, decode_and_note, pixels
 from attrcli.data.records import Record
@@ -20,10 +21,11 @@ from attrcli.errors import InputError, UsageError
 
 @dataclass(frozen=True)
 class Raw:
-    """The numbers of one record; ``size`` is an image's (width, height) after EXIF rotation, else None.
+    """The numbers of one record, or its letters; ``size`` is an image's (width, height) after EXIF rotation, else None.
 
     ``note`` says what of an image file the numbers leave out, '' for nothing.
-    The hash covers an image file's bytes, a table row's line and the header, or an array's dtype, shape and bytes.
+    The hash covers an image file's bytes, a table row's line and the header, a record's letters, or an array's dtype,
+    shape and bytes.
     """
 
     values: npt.NDArray[Any]
@@ -33,7 +35,7 @@ class Raw:
 
 
 def read(record: Record, kind: str, *, channels: str = "RGB", columns: Sequence[str] | None = None) -> Raw:
-    """The numbers of one record: an image (H, W, C) in 0..255, an array as stored, a table row (F,) as float64.
+    """One record: an image (H, W, C) in 0..255, an array as stored, a table row (F,) as float64, letters (L,) as S1.
 
     Image values are uint8, or float32 from a 16-bit grey file. An array file given as an image holds uint8 pixels,
     (H, W) or (H, W, 1 or 3 as RGB).
@@ -52,11 +54,22 @@ def read(record: Record, kind: str, *, channels: str = "RGB", columns: Sequence[
         if container == "csv":
             values, digest = row_values(path, record.row, columns)
             return Raw(_finite(values), digest, None)
+        if container == "fasta":
+            letters = fasta.letters_of(path, record.row)
+            return Raw(letters, hashlib.sha256(letters.tobytes()).hexdigest(), None)
         if container == "image":
             raise ValueError(f"is not an array file; accepted: {' '.join(SUFFIXES[kind])}")
         return _array(path, container, record, kind, channels)
     except Exception as error:
         raise InputError(f"{record.id!r}: {_reason(error)}") from error
+
+
+def letter_count(record: Record) -> int:
+    """How many letters a FASTA record has; 0 for anything else, and for what cannot be read."""
+    path = os.fspath(record.path)
+    if not os.path.isfile(path) or container_of(path, "sequence") != "fasta":
+        return 0
+    return fasta.count(path, record.row)
 
 
 def _reason(error: Exception) -> str:

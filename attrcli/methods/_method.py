@@ -16,7 +16,8 @@ class Attribution:
     `values` is shaped like the inputs, float64 or the model's type. `baseline_score` (N,) is what completeness is
     measured against where that is not the score of the baseline; `remainder` (N,) what a method knowingly leaves
     unattributed; `note` a short text per sample. Shaped like the values: `multipliers`, which times the difference from
-    the baseline make them, and `standard_error` of values that are a mean over what was drawn.
+    the baseline make them, and `standard_error` of values that are a mean over what was drawn. `hypothetical`, what
+    each letter of a one-hot sequence would contribute, is made of the multipliers by whoever runs the method.
     """
 
     values: torch.Tensor
@@ -25,6 +26,7 @@ class Attribution:
     note: tuple[str, ...] | None = None
     multipliers: torch.Tensor | None = None
     standard_error: torch.Tensor | None = None
+    hypothetical: torch.Tensor | None = None
 
 
 class Method(Protocol):

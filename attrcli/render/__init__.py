@@ -1,6 +1,7 @@
-"""Pictures of attributions for people: overlays, panels, grids and bar charts as PNG files."""
+"""Pictures of attributions for people: overlays, panels, grids, bar charts and logos as PNG files."""
 
 from attrcli.render.chart import bar_chart
+from attrcli.render.logo import Track, cell_positions, logo, logo_cell, shown
 from attrcli.render.matrix import matrix
 from attrcli.render.montage import cell, montage, panel, thumbnail
 from attrcli.render.overlay import (
@@ -21,10 +22,14 @@ __all__ = [
     "DIVERGING",
     "ZERO_NOTE",
     "Style",
+    "Track",
     "bar_chart",
     "cell",
+    "cell_positions",
     "describe",
     "heatmap",
+    "logo",
+    "logo_cell",
     "matrix",
     "montage",
     "overlay",
@@ -33,6 +38,7 @@ __all__ = [
     "robust_scale",
     "run_scale",
     "save_png",
+    "shown",
     "shrink",
     "thumbnail",
 ]

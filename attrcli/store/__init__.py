@@ -4,12 +4,13 @@
 """
 
 from .disk import disk_errors, replacing, write_datasets
-from .layout import SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
+from .layout import EXTRAS, SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
 from .masks import MASK_SCHEMA, MaskFile, MaskWriter, is_mask_file, writing_masks
 from .reader import RunFile, is_run_file
 from .writer import RunWriter
 
 __all__ = [
+    "EXTRAS",
     "MASK_SCHEMA",
     "SCHEMA",
     "UNLABELLED",
