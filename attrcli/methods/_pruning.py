@@ -45,16 +45,17 @@ def check(method: str, ops: str, sparsity: float | None, max_output_change: floa
 class Network:
     """A model with its neurons at hand, for inputs of one shape.
 
-    `layers` are the names of the nodes, in order. Raises ModelError where the graph has other nonlinearities than those
-    asked for, naming them; warns where it has none at all, and nothing can be pruned.
+    `layers` are the names of the nodes, in order; none where the graph has no nonlinearity at all. Raises ModelError
+    where it has others than those asked for, naming them.
     """
 
     def __init__(self, model: Model, inputs: Tensor, ops: str, method: str) -> None:
         self.model = model
         ready = model.engine(tuple(inputs.shape[1:]))
+        self.varies = len(dependent(ready.run, model.input)) > 1
         self.nodes = neurons.chosen(ready.run, model.input, neurons.parse(ops, method))
         if not self.nodes:
-            _explain_none(model, ready.run, ops, method)
+            _refuse_others(model, ready.run, ops, method)
         self.layers = [node.name for node in self.nodes]
         self._leading = {node: leads_with_batch(node) for node in self.nodes}
         self._single = not all(self._leading.values())
@@ -157,19 +158,13 @@ class Network:
         return torch.cat([part, part[-1:].expand(short, *part.shape[1:])]) if short else part
 
 
-def _explain_none(model: Model, graph: fx.GraphModule, ops: str, method: str) -> None:
+def _refuse_others(model: Model, graph: fx.GraphModule, ops: str, method: str) -> None:
     if found := neurons.nonlinearities(graph, model.input):
         counts = Counter(found.values())
         listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
         raise ModelError(
             f"{model.path}: no {' or '.join(ops.split(','))} in the graph, whose outputs are the neurons that {method} "
             f"prunes; its nonlinearities: {listed}; choose among them with ops, such as ops={next(iter(counts))}"
-        )
-    if len(dependent(graph, model.input)) > 1:  # else no score depends on the input
-        warnings.warn(
-            f"{model.path}: the graph has no nonlinearity, so {method} has nothing to prune: the map is the gradient",
-            AttrcliWarning,
-            stacklevel=4,
         )
 
 
@@ -372,7 +367,16 @@ def change(net: Network, inputs: Tensor, target: Target, before: Tensor, after: 
 def explain(
     net: Network, inputs: Tensor, target: Target, score: Score, sparsity: float | None, most: float | None
 ) -> Attribution:
-    """The map of a batch of any length, with each row's effective sparsity and change in its note."""
+    """The map of a batch of any length, with each row's effective sparsity and change in its note.
+
+    Warns where there is nothing to prune.
+    """
+    if not net.layers and net.varies:
+        warnings.warn(
+            f"{net.model.path}: the graph has no nonlinearity, so that nothing can be pruned: the map is the gradient",
+            AttrcliWarning,
+            stacklevel=3,
+        )
     parts, notes = [], []
     for rows in net.passes(len(inputs)):
         chunk = inputs[rows]

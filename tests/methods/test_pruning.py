@@ -214,7 +214,7 @@ def test_a_linear_model_has_its_weights_for_every_sparsity_and_a_warning(method:
     torch.manual_seed(0)
     eager = Linear(12)
     model = open_net(eager, tmp_path, (12,))
-    with pytest.warns(AttrcliWarning, match="has no nonlinearity, so prune_.* the map is the gradient"):
+    with pytest.warns(AttrcliWarning, match="has no nonlinearity, so that .* the map is the gradient"):
         found = methods.load(method, {"sparsity": q}).attribute(model, batch(3, 12), target(0, 1, 2), None)
     assert torch.equal(found.values, eager.layer.weight.detach())
     assert found.note == ("no neurons",) * 3
