@@ -67,6 +67,25 @@ def _text(name: str) -> Callable[..., Any]:
     return lambda b, text, *args: getattr(str, name)(text, *(arg for arg in args if arg is not None))
 
 
+def _whole(name: str) -> Callable[..., Any]:
+    """A method of whole texts: the end -1, TorchScript's default, leaves nothing out, as it would in Python."""
+
+    def found(b: Builder, text: str, part: str, start: int = 0, end: int = -1) -> Any:
+        if (start, end) != (0, -1) or not part:
+            b.refuse(f"{name} with a range, or of an empty text, of which TorchScript says otherwise than Python")
+        return getattr(str, name)(text, part)
+
+    return found
+
+
+def _index(b: Builder, items: Any, item: Any, *within: int) -> Any:
+    return _whole("index")(b, items, item, *within) if isinstance(items, str) else _places(b, items, item)[0]
+
+
+def _count(b: Builder, items: Any, item: Any, *within: int) -> Any:
+    return _whole("count")(b, items, item, *within) if isinstance(items, str) else len(_places(b, items, item))
+
+
 def _joined(b: Builder, first: Any, second: Any) -> Any:
     """Lists or texts one behind the other, or one of them repeated."""
     if len(first) * (second if isinstance(second, int) else 1) > _MOST_ITEMS:
@@ -110,16 +129,16 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "mul": _joined,
     "sort": _sort,
     "sorted": _ordered,
-    "index": lambda b, items, item: _places(b, items, item)[0],
+    "index": _index,
     "remove": lambda b, items, item: items.pop(_places(b, items, item)[0]),
     "sum": _sum,
     "all": lambda b, items: b.number(all, items),
     "any": lambda b, items: b.number(any, items),
-    "count": lambda b, items, item: items.count(item) if isinstance(items, str) else len(_places(b, items, item)),
-    "find": _text("find"),
+    "count": _count,
+    **{name: _whole(name) for name in ("find", "rfind", "rindex", "startswith", "endswith")},
     "join": lambda b, text, items: text.join(items),
     **{name: _text(name) for name in ("upper", "lower", "title", "strip", "lstrip", "rstrip", "split", "partition")},
-    **{name: _text(name) for name in ("rpartition", "startswith", "endswith", "replace", "isdigit", "rfind")},
+    **{name: _text(name) for name in ("rpartition", "rsplit", "replace", "isdigit")},
     "format": lambda b, text, *args: text.format(*args),
     "percentFormat": lambda b, text, *args: text % args,
     "eq": _equal,

@@ -1,10 +1,16 @@
 """Single operations through both formats of torch: outputs and gradients at several batch sizes are torch's own."""
 
+import itertools
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from nets import assert_same, build, save_exported, save_traced
 from torch import Tensor, nn
+
+from attrcli import model as models
+from attrcli.formats.torchscript_numbers import CONTAINERS
 
 INDEX = torch.tensor([2, 0, 1])
 MASK = torch.tensor([[True, False, True, True, False, True]])
@@ -267,3 +273,31 @@ def test_an_operation_exported(name, tmp_path):
     function, shape = OPS[name]
     path = save_exported(Op(function), shape, tmp_path / "net.pt2")
     assert_same(build(path, shape), function, shape, (2, 3, 5))
+
+
+@pytest.mark.parametrize("name", ["find", "rfind", "startswith", "endswith", "count"])
+def test_a_search_in_a_text_is_torchscripts(name: str) -> None:
+    """Its default end is -1, which leaves nothing out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        oracle = torch.jit.CompilationUnit(f"def found(t: str, p: str):\n    return t.{name}(p)\n")
+    for text, part in itertools.product(("NLC", "abcabc", "a"), ("NLC", "c", "abc", "b", "a")):
+        assert CONTAINERS[name](None, text, part, 0, -1) == oracle.found(text, part), (text, part)
+
+
+def test_a_branch_on_a_text_is_taken_as_torchscript_takes_it(tmp_path) -> None:
+    class Chosen(nn.Module):
+        layout: str
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layout = "NLC"
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if self.layout.startswith("NLC") and self.layout.endswith("C") else x * 3
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(Chosen()), tmp_path / "m.pt")
+    x = torch.randn(2, 3)
+    assert torch.equal(models.load(tmp_path / "m.pt")(x), 2 * x)
