@@ -35,7 +35,7 @@ def explain(
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="predicted, label, index, name, A-B, C@sum, i,j,k.")
     ] = None,
-    score: Annotated[str | None, typer.Option("--score", help="logit, prob, logprob or margin.")] = None,
+    score: Annotated[str | None, typer.Option("--score", help="logit, centred, prob, logprob or margin.")] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", "-b", help="black, white, mean, blur, ... or a file.")
     ] = None,

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def choose(node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
-    """The Rescale rule of a node."""
+    """The rule of a node; for activations, Rescale."""
     target: Any = node.target
     depends = [isinstance(arg, fx.Node) and arg in varying for arg in node.args]
     if target in RULES:

@@ -17,9 +17,13 @@ def pair(step: Step, place: int) -> Pair:
     if not isinstance(x, Tensor):
         like = next(arg for arg in step.args if isinstance(arg, Tensor))
         x = r = torch.as_tensor(x, dtype=like.dtype, device=like.device)
-    if step.depends(place) and not x.requires_grad:
+    return seen(step, step.node.args[place], x, r)
+
+
+def seen(step: Step, node: Any, x: Tensor, r: Tensor) -> Pair:
+    """The value of a node with its reference, cut off where autograd cannot see through it."""
+    if isinstance(node, fx.Node) and node in step.varying and not x.requires_grad:
         kind = step.explained.dtype
-        node: Any = step.node.args[place]
         x, r = cut(step, node, x.to(kind), r.to(kind)), r.to(kind)
     return Pair(x, r)
 

@@ -6,10 +6,12 @@ from typing import ClassVar, Literal
 import torch
 
 from attrcli.errors import UsageError
-from attrcli.graph.rules import Ruled
+from attrcli.graph.rules import Choice, Ruled
 from attrcli.methods import _deeplift_rules as rules
+from attrcli.methods._deeplift_cancel import Cancelling
 from attrcli.methods._method import Attribution, require_baseline
 from attrcli.model import Model, Target
+from attrcli.score import ADDITIVE
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,9 @@ class DeepLift:
     """C_i = m_i (x_i - x'_i): differences from the baseline, handed back through multipliers in place of gradients.
 
     Sums to f(x) - f(x') on every graph. Each op has its own rule: the quotient of differences for activations
-    (Rescale), half and half for products, the two winners of a max pool; norms, softmax and attention are taken apart.
-    What an op decides by comparing (a mask, an order) is not attributed but booked as remainder. An op without a rule
-    is refused.
+    (Rescale, or RevealCancel), half and half for products, the two winners of a max pool; norms, softmax and attention
+    are taken apart. What an op decides by comparing (a mask, an order) is not attributed but booked as remainder. An
+    op without a rule is refused.
     """
 
     paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv 1704.02685 (section 3)"
@@ -28,6 +30,10 @@ class DeepLift:
     gives: ClassVar[frozenset[str]] = frozenset({"multipliers"})
     axioms: ClassVar[frozenset[str]] = frozenset({"complete", "dummy", "linear", "batch_exact"})
 
+    rule: Literal["rescale", "revealcancel", "genomics"] = "rescale"
+    """What an activation passes on: the quotient of differences; or (revealcancel) its change shared out between the
+    positive and the negative differences that reach it through the linear op before; genomics does the latter after
+    dense layers, the former after convolutions."""
     output: Literal["contribution", "multiplier"] = "contribution"
     """multiplier: m_i itself, not multiplied by the difference; it does not add up to anything."""
 
@@ -41,15 +47,22 @@ class DeepLift:
 
     def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
         """The graph under DeepLIFT's rules. Raises UnsupportedOp for an op without one."""
-        return model.ruled(inputs, rules.choose, "deeplift", "integrated_gradients needs no rules")
+        return model.ruled(inputs, self._choice(), "deeplift", "integrated_gradients needs no rules")
+
+    def _choice(self) -> Choice:
+        """The rules for a new graph."""
+        return rules.choose if self.rule == "rescale" else Cancelling(rules.choose, self.rule == "genomics")
 
     def attribute(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
         """Propagate multipliers from the score to the input. Raises UnsupportedOp for an op without a rule."""
         baseline = require_baseline("deeplift", inputs, baseline)
-        if target.score != "logit":
-            raise UsageError(f"deeplift explains logits, whose differences add up; --score {target.score} is no logit")
+        if target.score not in ADDITIVE:
+            raise UsageError(
+                f"deeplift explains logits, whose differences add up; --score {target.score} is no logit; accepted: "
+                + ", ".join(ADDITIVE)
+            )
         ruled = self.ruled(model, inputs)
         shared = not target.held and model.broadcasts(inputs) and bool((baseline == baseline[:1]).all())
         parts, remainders = [], []

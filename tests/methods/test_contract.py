@@ -28,6 +28,7 @@ from attrcli.methods._method import shape_of
 from attrcli.model import Model, Target
 
 VARIANTS: dict[str, list[dict[str, object]]] = {
+    "deeplift": [{"rule": rule} for rule in ("rescale", "revealcancel", "genomics")],
     "integrated_gradients": [{"steps": 20}, {"rule": "trapezoid", "steps": 9}, {"steps": "auto", "tolerance": 0.2}],
     "occlusion": [{}, {"patch": 5, "stride": 3}],
     "smoothgrad": [{"samples": 6, "reduce": reduce} for reduce in ("mean", "squared", "variance")],

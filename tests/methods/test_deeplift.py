@@ -44,9 +44,9 @@ def opened(function, tmp_path, *shape, dtype="float64"):
     return models.load(path, precision=dtype)
 
 
-def gap(model, x: Tensor, to: Target, baseline: Tensor) -> float:
+def gap(model, x: Tensor, to: Target, baseline: Tensor, method=DEEPLIFT) -> float:
     """|sum + remainder - delta|, of the sum of |contribution|, beyond the rounding of the scores themselves."""
-    result = DEEPLIFT.attribute(model, x, to, baseline)
+    result = method.attribute(model, x, to, baseline)
     score, reference = model.scores(x, to), model.scores(baseline, to)
     missed = (result.values.double().flatten(1).sum(1) + result.remainder - (score - reference)).abs()
     rounding = 1e-13 * (1 + score.abs() + reference.abs())
