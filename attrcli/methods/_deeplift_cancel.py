@@ -19,6 +19,7 @@ from torch import fx
 from attrcli.graph.rules import Choice, Rule, Step, Verdict, own
 from attrcli.methods._contributions import Pair, safe_quotient, unbroadcast
 from attrcli.methods._deeplift_parts import PASSES, Parts, linear_parts, passed
+from attrcli.methods._deeplift_rules import moving_of
 from attrcli.methods._deeplift_step import pair
 
 Tensor = torch.Tensor
@@ -63,19 +64,12 @@ class Cancelling:
     def _resolve(self, graph: fx.Graph, varying: Collection[fx.Node]) -> None:
         self._carriers = set()
         for node in graph.nodes:
-            if node.target in ACTIVATIONS and node in varying and not varying_of(node.args[1:], varying):
+            if node.target in ACTIVATIONS and node in varying and not moving_of(node.args[1:], varying):
                 behind: set[fx.Node] = set()
                 cancels = not self.genomics or _after_dense(node, varying)
                 if cancels and _mixed(node.args[0], varying, behind):
                     self._carriers |= behind
                     self._activations.add(node)
-
-
-def varying_of(args: Any, varying: Collection[fx.Node]) -> list[fx.Node]:
-    """The nodes among arguments, in lists too, that depend on the explained input."""
-    found: list[fx.Node] = []
-    fx.map_arg(args, lambda node: found.append(node) if node in varying else None)
-    return found
 
 
 def _mixed(node: fx.Node, varying: Collection[fx.Node], carriers: set[fx.Node]) -> bool:
@@ -85,7 +79,7 @@ def _mixed(node: fx.Node, varying: Collection[fx.Node], carriers: set[fx.Node]) 
     """
     if node in carriers:
         return True
-    moving = varying_of(node.args, varying)
+    moving = moving_of(node.args, varying)
     if _is_linear(node, moving):
         carriers.add(node)
         return True
@@ -103,9 +97,9 @@ def _after_dense(node: fx.Node, varying: Collection[fx.Node]) -> bool:
     """Whether the nearest linear ops before a node are dense layers, all of them."""
     waiting, seen, nearest = [node], set[fx.Node](), set[fx.Node]()
     while waiting:
-        moving = varying_of(waiting.pop().args, varying)
+        moving = moving_of(waiting.pop().args, varying)
         for item in moving:
-            if _is_linear(item, varying_of(item.args, varying)):
+            if _is_linear(item, moving_of(item.args, varying)):
                 nearest.add(item)
             elif item not in seen:
                 seen.add(item)

@@ -136,7 +136,7 @@ def test_only_what_is_decided_by_comparing_is_remainder(tmp_path):
 
 def architectures():
     ids = {name for name, arch in zoo.ZOO.items() if next(iter(arch.inputs.values())).words}
-    refused = {"spatial_transformer": "grid_sampler_2d", "siamese": "cdist"}
+    refused = {"spatial_transformer": "grid_sampler_2d"}
     skipped = {"deeplab"}  # a trace of dictionaries is refused by torch
     for name in zoo.ZOO:
         if name not in ids | skipped:
@@ -160,7 +160,9 @@ def test_differences_add_up_for_every_architecture(name, refused, tmp_path):
         to = Target(torch.arange(3) % (logits.shape[1] if logits.dim() > 1 else 1))
         for baseline in (torch.zeros_like(x), points(*x.shape[1:], seed=9, dtype=model.dtype)):
             if refused:
-                with pytest.raises(UnsupportedOp, match=f"({refused}).*deeplift has no rule for it; integrated_grad"):
+                with pytest.raises(
+                    UnsupportedOp, match=f"({refused}).*deeplift has no rule for it; -o fallback=integrate"
+                ):
                     DEEPLIFT.attribute(model, x, to, baseline)
                 continue
             if (name, precision) == ("big_transfer", "float32") and not baseline.any():
