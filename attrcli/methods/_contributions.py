@@ -95,6 +95,7 @@ CLOSED: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
     aten.rsqrt.default: lambda z, z0: -1 / (z.sqrt() * z0.sqrt() * (z.sqrt() + z0.sqrt())),
     aten.reciprocal.default: lambda z, z0: -1 / (z * z0),
     aten.square.default: lambda z, z0: z + z0,
+    aten.logit.default: lambda z, z0: _log1p_over((z - z0) / z0) / z0 + _log1p_over((z0 - z) / (1 - z0)) / (1 - z0),
     aten.sigmoid.default: _sigmoid,
     aten.tanh.default: lambda z, z0: 4 * _sigmoid(2 * z, 2 * z0),
 }

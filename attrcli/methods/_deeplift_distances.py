@@ -42,7 +42,7 @@ def _vector_norm(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
         dims = [given] if isinstance(given, int) else given or range(x.x.dim())
         return norm(x, order, dims, keepdim=bool(argument(step, "keepdim", False)))
 
-    order = node.args[1] if len(node.args) > 1 else 2
+    order: Any = node.args[1] if len(node.args) > 1 else 2
     matrix = node.target is aten.linalg_norm.default and order is not None  # of a matrix, but for one dimension
     order = 2 if order is None else order
     dims = node.args[2] if len(node.args) > 2 else None
@@ -55,7 +55,7 @@ def _frobenius(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
         dims = list(argument(step, "dim", (-2, -1)))
         return norm(pair(step, 0), 2, dims, keepdim=bool(argument(step, "keepdim", False)))
 
-    order = node.args[1] if len(node.args) > 1 else "fro"
+    order: Any = node.args[1] if len(node.args) > 1 else "fro"
     return rule if order == "fro" else REFUSE
 
 
@@ -67,7 +67,7 @@ def _pairwise(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
         between = Pair(a.x - b.x + eps, a.r - b.r + eps)
         return norm(between, order, [-1], keepdim=bool(argument(step, "keepdim", False)))
 
-    order = node.args[2] if len(node.args) > 2 else 2
+    order: Any = node.args[2] if len(node.args) > 2 else 2
     return rule if order in ORDERS else REFUSE
 
 
@@ -79,7 +79,7 @@ def _cdist(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
         between = Pair(*(one.unsqueeze(-2) - two.unsqueeze(-3) for one, two in ((a.x, b.x), (a.r, b.r))))
         return norm(between, order, [-1])
 
-    order = node.args[2] if len(node.args) > 2 else 2
+    order: Any = node.args[2] if len(node.args) > 2 else 2
     return rule if order in ORDERS else REFUSE
 
 

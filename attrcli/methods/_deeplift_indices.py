@@ -28,7 +28,7 @@ def seeing(step: Step) -> Any:
 
 
 def selected(step: Step) -> Any:
-    """h(x, i), linear in x: [h(x, i) - h(x0, i) + h(x, i0) - h(x0, i0)] / 2 is what x does; the like of i is remainder."""
+    """h(x, i), linear in x: [h(x, i) - h(x0, i) + h(x, i0) - h(x0, i0)] / 2 is x's; the like of i is remainder."""
     moving = [(seen(step, node, x, r), r) for node, x, r in tensors(step)]
     if not moving:
         return cut(step, step.node, step.run(), step.reference)

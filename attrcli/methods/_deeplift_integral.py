@@ -20,7 +20,7 @@ from attrcli.methods._deeplift_step import pair, replaced, row, seen, tensors
 
 Tensor = torch.Tensor
 
-_NODES = (8, 16, 32, 64, 128, 256)
+_NODES = (8, 16, 32, 64, 128, 256, 512)
 """Numbers of nodes tried in turn, until the op's own sum is right."""
 
 

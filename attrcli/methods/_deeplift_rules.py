@@ -19,6 +19,7 @@ from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, place_of
 from attrcli.methods import _contributions as c
 from attrcli.methods._contributions import Pair
 from attrcli.methods._deeplift_distances import DISTANCES
+from attrcli.methods._deeplift_grid import GRIDS
 from attrcli.methods._deeplift_indices import seeing, selected
 from attrcli.methods._deeplift_integral import divided, guarded, integrated
 from attrcli.methods._deeplift_norms import NORMED, NORMS
@@ -74,10 +75,10 @@ def _is_blind(node: fx.Node) -> bool:
     target: Any = node.target
     if target is aten.to.dtype:
         return True
-    places = target is operator.getitem and node.args[1] != 0
-    return ops.classify(target) is OpClass.DISCRETE or (
-        places and ops.classify(node.args[0].target) is OpClass.POOLING  # type: ignore[union-attr]
-    )
+    if target is operator.getitem and node.args[1] != 0:
+        source: Any = node.args[0]
+        return ops.classify(source.target) is OpClass.POOLING
+    return ops.classify(target) is OpClass.DISCRETE
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -98,7 +99,9 @@ def _verdict(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     if kind in (OpClass.LINEAR, OpClass.AFFINE, OpClass.SHAPE, OpClass.CREATION):
         return PLAIN if sum(depends) <= 1 or target in _SUMS else REFUSE
     if kind is OpClass.INDEXING:
-        return selected if any(_is_index(node, i) for i, found in enumerate(depends) if found) else PLAIN
+        if not any(_is_index(node, i) for i, found in enumerate(depends) if found):
+            return PLAIN
+        return REFUSE if target is aten.embedding_bag.padding_idx else selected
     return REFUSE
 
 
@@ -153,7 +156,11 @@ def _unary(target: Any, kind: OpClass) -> Rule:
         return lambda step: c.relu(pair(step, 0))
     if target in c.CLOSED:
         return lambda step: c.rescale(pair(step, 0), c.CLOSED[target], step.run().detach())
-    form = c.kinked if kind is OpClass.KINKED else c.smooth
+    return _smooth(target, c.kinked if kind is OpClass.KINKED else c.smooth)
+
+
+def _smooth(target: Any, form: Callable[..., Tensor] = c.smooth) -> Rule:
+    """By the quotient of differences."""
 
     def rule(step: Step) -> Any:
         f = partial(_first_operand, step)
@@ -179,6 +186,13 @@ def _power(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     if form is None:
         return _unary(node.target, OpClass.SMOOTH)
     return lambda step: c.rescale(pair(step, 0), form, step.run().detach())
+
+
+def _logit(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """In closed form; with a bound that clamps, as any other function."""
+    if len(node.args) > 1 and node.args[1] is not None:
+        return _smooth(node.target)
+    return _unary(node.target, OpClass.SMOOTH)
 
 
 def _exponential(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
@@ -266,6 +280,8 @@ def _with_bias(first: int, bias: int | None) -> Callable[[fx.Node, list[bool]], 
         held = step.args[place]
         if held is None:
             return made
+        if first == 1:  # addmm and baddbmm scale both
+            return step.kwargs.get("alpha", 1) * made + step.kwargs.get("beta", 1) * held
         channels = made.shape[1] if step.node.target is aten.convolution.default else None
         return made + (held if channels is None else held.reshape(channels, *[1] * (made.dim() - 2)))
 
@@ -323,6 +339,7 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
         aten.detach.default: _detached,
         aten.pow.Tensor_Scalar: _power,
         aten.pow.Scalar: _exponential,
+        aten.logit.default: _logit,
         aten.mul.Tensor: _two(_product),
         aten.div.Tensor: _two(_quotient, divides=True),
         aten.matmul.default: _two(_matmul),
@@ -330,14 +347,14 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
         aten.bmm.default: _two(_matmul),
         aten.mv.default: _two(_matmul),
         aten.dot.default: _two(_matmul),
-        aten.maximum.default: _two(_elementwise, divides=True),
-        aten.minimum.default: _two(_elementwise, divides=True),
-        aten.max.other: _two(_elementwise, divides=True),
-        aten.min.other: _two(_elementwise, divides=True),
-        aten.atan2.default: _two(_elementwise, divides=True),
-        aten.pow.Tensor_Tensor: _two(_elementwise, divides=True),
-        aten.fmax.default: _two(_elementwise, divides=True),
-        aten.fmin.default: _two(_elementwise, divides=True),
+        aten.maximum.default: _always(_elementwise),
+        aten.minimum.default: _always(_elementwise),
+        aten.max.other: _always(_elementwise),
+        aten.min.other: _always(_elementwise),
+        aten.atan2.default: _always(_elementwise),
+        aten.pow.Tensor_Tensor: _always(_elementwise),
+        aten.fmax.default: _always(_elementwise),
+        aten.fmin.default: _always(_elementwise),
         aten.clamp_min.Tensor: _bounded,
         aten.clamp_max.Tensor: _bounded,
         aten.remainder.Scalar: _kinked,
@@ -366,5 +383,6 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
     | NORMS
     | DISTANCES
     | POLYNOMIALS
+    | GRIDS
     | RECURRENT
 )

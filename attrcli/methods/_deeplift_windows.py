@@ -145,7 +145,7 @@ def _both(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
         kept = [1 if i in dims else size for i, size in enumerate(x.x.shape)]
         return [each.reshape(kept) for each in made] if keep else made
 
-    return lambda node, depends: rule
+    return rule
 
 
 def _statistic(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
