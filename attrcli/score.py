@@ -9,10 +9,12 @@ import torch
 from attrcli.errors import UsageError
 from attrcli.graph.passes import Head
 
-__all__ = ["SCORES", "Head", "Score", "Target", "apply_head", "select", "undo_head"]
+__all__ = ["ADDITIVE", "SCORES", "Head", "Score", "Target", "apply_head", "select", "undo_head"]
 
-Score = Literal["logit", "prob", "logprob", "margin"]
-SCORES: tuple[Score, ...] = ("logit", "prob", "logprob", "margin")
+Score = Literal["logit", "centred", "prob", "logprob", "margin"]
+SCORES: tuple[Score, ...] = ("logit", "centred", "prob", "logprob", "margin")
+ADDITIVE: tuple[Score, ...] = ("logit", "centred")
+"""Scores that are linear in the logits, for methods whose differences add up to those."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ class Target:
 def select(logits: torch.Tensor, target: Target, head: Head) -> torch.Tensor:
     """The scores (N,) that a target selects from logits (N,), (N, K) or (N, K, ...).
 
-    logit: z_c. prob: softmax(z)_c, sigmoid for a sigmoid head or a single unit. logprob: its logarithm. margin:
-    z_c - max over the other classes. With `minus`, the same of that class is subtracted.
-    Raises UsageError for a margin of a single class.
+    logit: z_c. centred: z_c - mean over the classes of z. prob: softmax(z)_c, sigmoid for a sigmoid head or a single
+    unit. logprob: its logarithm. margin: z_c - max over the other classes. With `minus`, the same of that class
+    is subtracted.
+    Raises UsageError for a margin of a single class, or one centred on itself.
     """
     values = logits.reshape(len(logits), 1 if logits.dim() == 1 else logits.shape[1], -1)
     if target.sign is not None:
@@ -84,10 +87,12 @@ def _scale(values: torch.Tensor, score: Score, head: Head) -> torch.Tensor:
     if score == "logit":
         return values
     single = values.shape[1] == 1
+    if single and score in ("margin", "centred"):
+        raise UsageError(f"--score {score} needs at least two classes; this output has one")
     if score == "margin":
-        if single:
-            raise UsageError("--score margin needs at least two classes; this output has one")
         return values
+    if score == "centred":
+        return values - values.mean(1, keepdim=True)
     sigmoid = head == "sigmoid" or single
     if score == "prob":
         return values.sigmoid() if sigmoid else values.softmax(1)

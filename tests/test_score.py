@@ -14,7 +14,7 @@ S = 1 / (1 + (-Z).exp())
 
 
 def test_a_score_that_is_none_is_refused():
-    with pytest.raises(UsageError, match="unknown score 'nonsense'; accepted: logit, prob, logprob, margin"):
+    with pytest.raises(UsageError, match="unknown score 'nonsense'; accepted: logit, centred, prob, logprob, margin"):
         Target(INDEX, "nonsense")
 
 
@@ -23,6 +23,7 @@ def test_a_score_that_is_none_is_refused():
     [
         ("logit", "none", [Z[0, 0], Z[1, 1]]),
         ("logit", "softmax", [Z[0, 0], Z[1, 1]]),
+        ("centred", "softmax", [Z[0, 0] - Z[0].mean(), Z[1, 1] - Z[1].mean()]),
         ("prob", "softmax", [P[0, 0], P[1, 1]]),
         ("prob", "none", [P[0, 0], P[1, 1]]),
         ("prob", "sigmoid", [S[0, 0], S[1, 1]]),
@@ -54,8 +55,16 @@ def test_one_unit_is_a_sigmoid_with_two_sides(shape, head):
     for score, value in expected.items():
         chosen = Target(sides.index, score, sign=sides.sign)
         assert_close(select(z.reshape(shape), chosen, head), value, 1e-14)
-    with pytest.raises(UsageError, match="margin needs at least two classes"):
-        select(z.reshape(shape), Target(sides.index, "margin"), head)
+    for score in ("margin", "centred"):
+        with pytest.raises(UsageError, match=f"{score} needs at least two classes"):
+            select(z.reshape(shape), Target(sides.index, score), head)
+
+
+def test_centred_scores_sum_to_zero_and_know_no_common_constant():
+    every = [select(Z, Target(torch.full((2,), k), "centred"), "none") for k in range(3)]
+    assert_close(torch.stack(every).sum(0), torch.zeros(2).double(), 1e-12)
+    moved = [select(Z + 7, Target(torch.full((2,), k), "centred"), "none") for k in range(3)]
+    assert_close(torch.stack(moved), torch.stack(every), 1e-12)
 
 
 def test_positions_are_weighed_and_else_summed():

@@ -51,7 +51,7 @@ def explain(
     scale: Annotated[str | None, typer.Option("--scale", help="Colour scale per image, or one per run.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help="Method option NAME=VALUE; repeatable.")] = None,
     target: TargetOf = None,
-    score: Annotated[str | None, typer.Option("--score", help="logit, prob, logprob or margin.")] = None,
+    score: Annotated[str | None, typer.Option("--score", help="logit, centred, prob, logprob or margin.")] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", "-b", help="black, mean, blur, shuffle:K, ... or a file.")
     ] = None,

@@ -18,6 +18,14 @@ def inspect(
     write_sidecar: Annotated[
         bool, typer.Option("--write-sidecar", help="Write <stem>.toml beside the model, to be checked by hand.")
     ] = False,
+    complete: Annotated[
+        str | None, typer.Option("--complete", help="An input: say at which node DeepLIFT's sum stops matching.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", "-b", help="As for explain, with --complete.")] = None,
+    preprocess: Annotated[
+        str | None, typer.Option("--preprocess", "-p", help="As for explain, with --complete.")
+    ] = None,
+    target: Annotated[str, typer.Option("--target", "-t", help="As for explain, with --complete.")] = "predicted",
     trust_model: Trust = None,
     force: Force = False,
     as_json: Json = False,
@@ -29,6 +37,12 @@ def inspect(
     sizes = _sizes(shape)
     if write_sidecar:
         print(printable(str(verb.write_sidecar(path, sizes, force=force, trusted=bool(trust_model)))))
+        return
+    if complete is not None:
+        from attrcli.complete import completeness
+
+        asked = {"baseline": baseline, "preprocess": preprocess, "target": target}
+        print_facts(completeness(path, complete, **asked, trusted=bool(trust_model)), as_json)  # type: ignore[arg-type]
         return
     run = verb.is_run_file(path)
     facts = verb.run_file(path) if run else verb.model_file(path, sizes, trusted=bool(trust_model))

@@ -5,6 +5,7 @@ to autograd; with every rule PLAIN the result is the gradient, bit for bit. REFU
 node and the method. A `Rule` computes the node's value and says how what comes back is passed on (`own`).
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -29,10 +30,15 @@ PLAIN, REFUSE = Verdict.PLAIN, Verdict.REFUSE
 
 
 class Remainder:
-    """What rules knowingly leave unattributed: a sum (N,), float64, filled by the backward pass."""
+    """What rules knowingly leave unattributed: a sum (N,), float64, filled by the backward pass.
+
+    `marks` are what they have to say of nodes besides: a number for each row, NaN where they say nothing.
+    """
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.rows, self.total = rows, torch.zeros(rows, dtype=torch.float64, device=device)
+        self.marks: dict[str, torch.Tensor] = {}
+        self._at, self._whole = slice(None), rows
 
     def add(self, node: fx.Node, contributions: torch.Tensor) -> None:
         """Add contributions to a node's value, shaped like it. Raises UnsupportedOp where rows are not its first."""
@@ -44,6 +50,17 @@ class Remainder:
         """The sum (N,), float64, of each row's values."""
         whole = values.reshape(self.rows, -1) if values.shape[:1] != (self.rows,) else values
         return torch.stack([row.double().sum() for row in whole])  # row by row it stays in the cache
+
+    def mark(self, node: fx.Node, numbers: torch.Tensor) -> None:
+        """Mark a node with a number for each row, or one for all; what was marked stays where the new one is NaN."""
+        held = self.marks.setdefault(node.name, torch.full((self._whole,), math.nan, dtype=torch.float64))[self._at]
+        held.copy_(torch.where(numbers.isnan().cpu(), held, numbers.cpu()))
+
+    def row(self, i: int) -> "Remainder":
+        """That of one row alone, which adds to this one."""
+        part = Remainder(1, self.total.device)
+        part.total, part.marks, part._at, part._whole = self.total[i : i + 1], self.marks, slice(i, i + 1), self.rows
+        return part
 
 
 @dataclass
@@ -139,6 +156,14 @@ class Ruled:
             for ended in self._last[node]:
                 env.pop(ended, None), reference.pop(ended, None)
         return None
+
+    def marks(self, count: int) -> list[dict[str, float]]:
+        """What rules marked since the remainder was last asked: node and number, for each of the first rows."""
+        rows: list[dict[str, float]] = []
+        for part in self.remainders:
+            for i in range(part.rows):
+                rows.append({name: float(each[i]) for name, each in part.marks.items() if not each[i].isnan()})
+        return rows[:count]
 
     def remainder(self, count: int) -> torch.Tensor:
         """What the rules left unattributed since this was last asked, for the first `count` rows."""

@@ -91,10 +91,11 @@ CLOSED: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
     aten.expm1.default: lambda z, z0: torch.exp(torch.maximum(z, z0)) * _expm1_over(-(z - z0).abs()),
     aten.log.default: lambda z, z0: _log1p_over((z - z0) / z0) / z0,
     aten.log1p.default: lambda z, z0: _log1p_over((z - z0) / (1 + z0)) / (1 + z0),
-    aten.sqrt.default: lambda z, z0: 1 / (z.sqrt() + z0.sqrt()),
+    aten.sqrt.default: lambda z, z0: safe_quotient(torch.ones_like(z), z.sqrt() + z0.sqrt(), torch.zeros_like(z)),
     aten.rsqrt.default: lambda z, z0: -1 / (z.sqrt() * z0.sqrt() * (z.sqrt() + z0.sqrt())),
     aten.reciprocal.default: lambda z, z0: -1 / (z * z0),
     aten.square.default: lambda z, z0: z + z0,
+    aten.logit.default: lambda z, z0: _log1p_over((z - z0) / z0) / z0 + _log1p_over((z0 - z) / (1 - z0)) / (1 - z0),
     aten.sigmoid.default: _sigmoid,
     aten.tanh.default: lambda z, z0: 4 * _sigmoid(2 * z, 2 * z0),
 }
@@ -211,13 +212,25 @@ def shapley(h: Callable[[Tensor, Tensor], Tensor], a: Pair, b: Pair, node: str) 
         one = (both - second + first - none) / 2
         two = (both - first + second - none) / 2
         da, db = a.delta.expand_as(both), b.delta.expand_as(both)
+        slopes = _slopes(h, a, b) if bool((da == 0).any() | (db == 0).any()) else [torch.zeros_like(one)] * 2
         return (
-            unbroadcast(g * safe_quotient(one, da, torch.zeros_like(one)), ax.shape),
-            unbroadcast(g * safe_quotient(two, db, torch.zeros_like(two)), bx.shape),
+            unbroadcast(g * safe_quotient(one, da, slopes[0]), ax.shape),
+            unbroadcast(g * safe_quotient(two, db, slopes[1]), bx.shape),
         )
 
     ax, bx = a.x.detach(), b.x.detach()
     return own(h(ax, bx), [a.x, b.x], backward)  # type: ignore[no-any-return]
+
+
+def _slopes(h: Callable[[Tensor, Tensor], Tensor], a: Pair, b: Pair) -> list[Tensor]:
+    """The derivative in each operand, averaged over the other at its two values."""
+    shape = (a.x + b.x).shape
+    ends = [[end.detach().expand(shape).clone() for end in (pair.x, pair.r)] for pair in (a, b)]
+    first, second = (each[0].requires_grad_(True) for each in ends)
+    with torch.enable_grad():
+        one = torch.autograd.grad((h(first, second.detach()) + h(first, ends[1][1])).sum(), first)[0]
+        two = torch.autograd.grad((h(first.detach(), second) + h(ends[0][1], second)).sum(), second)[0]
+    return [one / 2, two / 2]
 
 
 def quotient(a: Pair, b: Pair, node: str) -> Tensor:
@@ -237,12 +250,17 @@ def quotient(a: Pair, b: Pair, node: str) -> Tensor:
 
 def require_divisor(b: Pair, node: str) -> None:
     """Raise InputError, naming the node, where a divisor is near zero at the baseline or at the input."""
-    x, r = b.x.detach().abs(), b.r.abs()
-    if bool((torch.minimum(x, r) < near_zero(x.dtype) * torch.maximum(x, r)).any()):
+    if bool(vanishing(b).any()):
         raise InputError(
             f"{node}: it divides by something that nearly vanishes at the baseline, so that contributions of opposite "
-            "sign cancel to noise; choose another --baseline"
+            "sign cancel to noise; choose another --baseline, or -o fallback=integrate"
         )
+
+
+def vanishing(b: Pair) -> Tensor:
+    """Where a divisor is near zero at the baseline, or at the input, beside what it is at the other."""
+    x, r = b.x.detach().abs(), b.r.abs()
+    return torch.minimum(x, r) < near_zero(x.dtype) * torch.maximum(x, r)
 
 
 # -- the winner of a window ------------------------------------------------------------------------------------------
@@ -252,13 +270,17 @@ def winner(pair: Pair, y: Tensor, y0: Tensor, spread: Callable[[Tensor, Tensor],
     """A maximum over windows: what was won goes to the two winners, as far as each is above the other.
 
     With M = max(y, y0), the winner at the input is given m (M - y0), that at the baseline m (y - M), summed where
-    windows overlap and divided by the difference there. `spread(g, at)` adds up values at the places of winners.
+    windows overlap and divided by the difference there; m itself where one and the same did not change.
+    `spread(g, at)` adds up values at the places of winners.
     """
 
     def backward(g: Tensor) -> tuple[Tensor]:
-        top = torch.maximum(value, y0)
+        top, delta = torch.maximum(value, y0), pair.delta
         total = spread(g * (top - y0), at) + spread(g * (value - top), at0)
-        return (safe_quotient(total, pair.delta, torch.zeros_like(total)),)
+        otherwise = torch.zeros_like(total)
+        if bool((delta == 0).any()):
+            otherwise = spread(torch.where(at == at0, g, 0), at)
+        return (safe_quotient(total, delta, otherwise),)
 
     value = y.detach()
     return own(value, [pair.x], backward)  # type: ignore[no-any-return]

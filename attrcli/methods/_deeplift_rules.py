@@ -6,6 +6,7 @@ multiplier: its contribution goes to the remainder.
 
 import operator
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,12 @@ from attrcli.graph.ops import OpClass
 from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, place_of
 from attrcli.methods import _contributions as c
 from attrcli.methods._contributions import Pair
-from attrcli.methods._deeplift_norms import NORMS
+from attrcli.methods._deeplift_distances import DISTANCES
+from attrcli.methods._deeplift_grid import GRIDS
+from attrcli.methods._deeplift_indices import seeing, selected
+from attrcli.methods._deeplift_integral import divided, guarded, integrated
+from attrcli.methods._deeplift_norms import NORMED, NORMS
+from attrcli.methods._deeplift_polynomials import POLYNOMIALS
 from attrcli.methods._deeplift_recurrent import RECURRENT
 from attrcli.methods._deeplift_step import cut, pair
 from attrcli.methods._deeplift_windows import WINDOWS
@@ -26,10 +32,63 @@ Tensor = torch.Tensor
 aten = torch.ops.aten
 
 
-def choose(node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
-    """The Rescale rule of a node."""
+@dataclass
+class Choosing:
+    """The rule of each node of one graph, in order; for activations, Rescale.
+
+    With `integrates`, an op without a rule is integrated, and a division by what nearly vanishes.
+    """
+
+    integrates: bool = False
+    _blind: set[fx.Node] = field(default_factory=set, init=False)
+
+    def __call__(self, node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
+        """The rule of a node."""
+        moving = moving_of(node.args, varying)
+        if moving_of(node.kwargs, varying):
+            return REFUSE
+        blind = [item for item in moving if item in self._blind]
+        verdict = _verdict(node, [bool(moving_of(arg, varying)) for arg in node.args])
+        if verdict is PLAIN:
+            if len(blind) == len(moving) or _is_blind(node):
+                self._blind.add(node)
+            elif blind:
+                return seeing
+        elif verdict is REFUSE and self.integrates and not blind and _is_float(node):
+            return integrated
+        elif self.integrates and node.target is aten.div.Tensor and verdict not in (PLAIN, _maybe_cut):
+            return divided
+        elif self.integrates and node.target in NORMED and not isinstance(verdict, Verdict):
+            return partial(guarded, verdict)
+        return verdict
+
+
+def moving_of(args: Any, varying: Collection[fx.Node]) -> list[fx.Node]:
+    """The nodes among arguments, in lists too, that depend on the explained input."""
+    found: list[fx.Node] = []
+    fx.map_arg(args, lambda node: found.append(node) if node in varying else None)
+    return found
+
+
+def _is_blind(node: fx.Node) -> bool:
+    """Whether an op that takes no rule gives whole numbers or truth values, where no gradient is seen."""
     target: Any = node.target
-    depends = [isinstance(arg, fx.Node) and arg in varying for arg in node.args]
+    if target is aten.to.dtype:
+        return True
+    if target is operator.getitem and node.args[1] != 0:
+        source: Any = node.args[0]
+        return ops.classify(source.target) is OpClass.POOLING
+    return ops.classify(target) is OpClass.DISCRETE
+
+
+def _is_float(node: fx.Node) -> bool:
+    """Whether an op may have a derivative."""
+    return ops.classify(node.target) not in (OpClass.DISCRETE, OpClass.CREATION, None)
+
+
+def _verdict(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """The rule of an op, `depends` saying which of its arguments move."""
+    target: Any = node.target
     if target in RULES:
         return RULES[target](node, depends)
     kind = ops.classify(target)
@@ -40,7 +99,9 @@ def choose(node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
     if kind in (OpClass.LINEAR, OpClass.AFFINE, OpClass.SHAPE, OpClass.CREATION):
         return PLAIN if sum(depends) <= 1 or target in _SUMS else REFUSE
     if kind is OpClass.INDEXING:
-        return PLAIN if not any(_is_index(node, i) for i, found in enumerate(depends) if found) else REFUSE
+        if not any(_is_index(node, i) for i, found in enumerate(depends) if found):
+            return PLAIN
+        return REFUSE if target is aten.embedding_bag.padding_idx else selected
     return REFUSE
 
 
@@ -53,6 +114,9 @@ _ROUNDS = frozenset(
         aten.trunc.default,
         aten.sign.default,
         aten.floor_divide.default,
+        aten.floor_divide.Scalar,
+        aten.heaviside.default,
+        aten.round.decimals,
     )
 )
 
@@ -92,7 +156,11 @@ def _unary(target: Any, kind: OpClass) -> Rule:
         return lambda step: c.relu(pair(step, 0))
     if target in c.CLOSED:
         return lambda step: c.rescale(pair(step, 0), c.CLOSED[target], step.run().detach())
-    form = c.kinked if kind is OpClass.KINKED else c.smooth
+    return _smooth(target, c.kinked if kind is OpClass.KINKED else c.smooth)
+
+
+def _smooth(target: Any, form: Callable[..., Tensor] = c.smooth) -> Rule:
+    """By the quotient of differences."""
 
     def rule(step: Step) -> Any:
         f = partial(_first_operand, step)
@@ -120,6 +188,13 @@ def _power(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     return lambda step: c.rescale(pair(step, 0), form, step.run().detach())
 
 
+def _logit(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """In closed form; with a bound that clamps, as any other function."""
+    if len(node.args) > 1 and node.args[1] is not None:
+        return _smooth(node.target)
+    return _unary(node.target, OpClass.SMOOTH)
+
+
 def _exponential(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     def rule(step: Step) -> Any:
         return c.smooth(pair(step, 1), lambda x: step.run(step.args[0], x), step.run().detach(), step.reference)
@@ -137,6 +212,25 @@ def _two(both: Callable[[Step], Any], *, divides: bool = False) -> Callable[[fx.
         return both if (depends[0] and depends[1]) or (divides and depends[1]) else _maybe_cut
 
     return found
+
+
+def _always(both: Callable[[Step], Any]) -> Callable[[fx.Node, list[bool]], Rule | Verdict]:
+    """A rule whichever of two operands depends on the input."""
+    return lambda node, depends: both
+
+
+def _bounded(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """A clamp, at a bound that is constant or moves."""
+    return _elementwise if depends[1] else _unary(node.target, OpClass.KINKED)
+
+
+def _kinked(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    return _unary(node.target, OpClass.KINKED)
+
+
+def _divided_mode(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """A quotient, or one rounded: then what its change contributes is remainder."""
+    return _cut if node.kwargs.get("rounding_mode") else _two(_quotient, divides=True)(node, depends)
 
 
 def _maybe_cut(step: Step) -> Any:
@@ -186,26 +280,12 @@ def _with_bias(first: int, bias: int | None) -> Callable[[fx.Node, list[bool]], 
         held = step.args[place]
         if held is None:
             return made
+        if first == 1:  # addmm and baddbmm scale both
+            return step.kwargs.get("alpha", 1) * made + step.kwargs.get("beta", 1) * held
         channels = made.shape[1] if step.node.target is aten.convolution.default else None
         return made + (held if channels is None else held.reshape(channels, *[1] * (made.dim() - 2)))
 
     return found
-
-
-def _einsum(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
-    def rule(step: Step) -> Any:
-        tensors, there = step.args[1], step.reference_args[1]
-        moving = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-        if len(moving) < 2:
-            return step.run()
-
-        def op(a: Tensor, b: Tensor) -> Any:
-            return torch.einsum(step.args[0], [a, b])
-
-        return c.bilinear(op, *(Pair(tensors[i], there[i]) for i in moving))
-
-    operands: Any = node.args[1]
-    return rule if len(operands) <= 2 else REFUSE
 
 
 def _addcmul(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
@@ -259,6 +339,7 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
         aten.detach.default: _detached,
         aten.pow.Tensor_Scalar: _power,
         aten.pow.Scalar: _exponential,
+        aten.logit.default: _logit,
         aten.mul.Tensor: _two(_product),
         aten.div.Tensor: _two(_quotient, divides=True),
         aten.matmul.default: _two(_matmul),
@@ -266,17 +347,30 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
         aten.bmm.default: _two(_matmul),
         aten.mv.default: _two(_matmul),
         aten.dot.default: _two(_matmul),
-        aten.maximum.default: _two(_elementwise, divides=True),
-        aten.minimum.default: _two(_elementwise, divides=True),
-        aten.max.other: _two(_elementwise, divides=True),
-        aten.min.other: _two(_elementwise, divides=True),
-        aten.atan2.default: _two(_elementwise, divides=True),
-        aten.pow.Tensor_Tensor: _two(_elementwise, divides=True),
+        aten.maximum.default: _always(_elementwise),
+        aten.minimum.default: _always(_elementwise),
+        aten.max.other: _always(_elementwise),
+        aten.min.other: _always(_elementwise),
+        aten.atan2.default: _always(_elementwise),
+        aten.pow.Tensor_Tensor: _always(_elementwise),
+        aten.fmax.default: _always(_elementwise),
+        aten.fmin.default: _always(_elementwise),
+        aten.clamp_min.Tensor: _bounded,
+        aten.clamp_max.Tensor: _bounded,
+        aten.remainder.Scalar: _kinked,
+        aten.fmod.Scalar: _kinked,
+        aten.div.Tensor_mode: _divided_mode,
+        aten.remainder.Tensor: _always(_elementwise),
+        aten.fmod.Tensor: _always(_elementwise),
+        aten.copysign.Tensor: _always(_elementwise),
+        aten.xlogy.Tensor: _always(_elementwise),
+        aten.logaddexp.default: _always(_elementwise),
+        aten.logaddexp2.default: _always(_elementwise),
+        aten.hypot.default: _always(_elementwise),
         aten.linear.default: _with_bias(0, 2),
         aten.convolution.default: _with_bias(0, 2),
         aten.addmm.default: _with_bias(1, 0),
         aten.baddbmm.default: _with_bias(1, 0),
-        aten.einsum.default: _einsum,
         aten.addcmul.default: _addcmul,
         aten.addcdiv.default: _addcdiv,
         aten.lerp.Tensor: _lerp,
@@ -287,5 +381,8 @@ RULES: dict[Any, Callable[[fx.Node, list[bool]], Rule | Verdict]] = (
     }
     | WINDOWS
     | NORMS
+    | DISTANCES
+    | POLYNOMIALS
+    | GRIDS
     | RECURRENT
 )

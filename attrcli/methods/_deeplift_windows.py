@@ -61,7 +61,7 @@ def _maximum(x: Pair) -> Tensor:
     return c.winner(x, value, there, _scattered(x.x.shape, 1), at, at0).squeeze(-1)
 
 
-def _over(dims: list[int], sign: int) -> Callable[[Pair], Tensor]:
+def over(dims: list[int], sign: int) -> Callable[[Pair], Tensor]:
     """Maximum (sign 1) or minimum (sign -1) over dimensions, which go."""
 
     def made(x: Pair) -> Tensor:
@@ -82,7 +82,7 @@ def _reduction(sign: int, *, pairs: bool) -> Found:
         x = pair(step, 0)
         given = step.args[1] if len(step.args) > 1 else []
         dims = [dim % x.x.dim() for dim in ([given] if isinstance(given, int) else given)] or list(range(x.x.dim()))
-        made = _over(dims, sign)(x)
+        made = over(dims, sign)(x)
         if len(step.args) > 2 and step.args[2]:
             made = made.reshape([1 if i in dims else size for i, size in enumerate(x.x.shape)])
         if not pairs:
@@ -119,6 +119,62 @@ def _ordered(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     return rule
 
 
+def _running(sign: int) -> Found:
+    """cummax (sign 1) or cummin (sign -1): windows that begin at the first element."""
+
+    def rule(step: Step) -> Any:
+        x, dim = pair(step, 0), step.args[1]
+        with torch.no_grad():
+            (value, at), (there, at0) = (torch.cummax(sign * z, dim) for z in (x.x.detach(), x.r))
+
+        def spread(values: Tensor, places: Tensor) -> Tensor:
+            return torch.zeros_like(values).scatter_add(dim, places.expand_as(values), values)
+
+        return sign * c.winner(x.linear(lambda z: sign * z), value, there, spread, at, at0), at
+
+    return lambda node, depends: rule
+
+
+def _both(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """aminmax over one dimension, or over all."""
+
+    def rule(step: Step) -> Any:
+        x, dim, keep = pair(step, 0), step.kwargs.get("dim"), step.kwargs.get("keepdim", False)
+        dims = list(range(x.x.dim())) if dim is None else [dim % x.x.dim()]
+        made = [over(dims, sign)(x) for sign in (-1, 1)]
+        kept = [1 if i in dims else size for i, size in enumerate(x.x.shape)]
+        return [each.reshape(kept) for each in made] if keep else made
+
+    return rule
+
+
+def _statistic(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
+    """median, kthvalue and mode over one dimension: one place of an order, as `_ordered` has it."""
+
+    def rule(step: Step) -> Any:
+        x, names = pair(step, 0), [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
+        dim, keep = (_given(step, names, name, default) for name, default in (("dim", -1), ("keepdim", False)))
+        with torch.no_grad():
+            value, at = step.run(x.x.detach(), *step.args[1:])
+            _, at0 = step.run(x.r, *step.args[1:])
+        ordered: Any = node.args[0]
+
+        def backward(g: Tensor) -> tuple[Tensor]:
+            g, here, there = (t if keep else t.unsqueeze(dim) for t in (g, at, at0.expand_as(at)))
+            both = x.x.detach() + x.r
+            step.remainder.add(ordered, g * (both.gather(dim, here) - both.gather(dim, there)) / 2)
+            return (torch.zeros_like(both).scatter_add(dim, here, g / 2).scatter_add(dim, there, g / 2),)
+
+        return own(value, [x.x], backward), at
+
+    return rule
+
+
+def _given(step: Step, names: list[str], name: str, default: Any) -> Any:
+    place = names.index(name)
+    return step.args[place] if place < len(step.args) else step.kwargs.get(name, default)
+
+
 def _dimension(step: Step) -> int:
     """The dimension that topk or sort orders."""
     names = [argument.name for argument in step.node.target._schema.arguments]  # type: ignore[union-attr]
@@ -137,4 +193,11 @@ WINDOWS: dict[Any, Found] = {op: _pool(*facts) for op, facts in _POOLS.items()} 
     aten.topk.default: _ordered,
     aten.sort.default: _ordered,
     aten.sort.stable: _ordered,
+    aten.cummax.default: _running(1),
+    aten.cummin.default: _running(-1),
+    aten.aminmax.default: _both,
+    aten.median.dim: _statistic,
+    aten.nanmedian.dim: _statistic,
+    aten.kthvalue.default: _statistic,
+    aten.mode.default: _statistic,
 }

@@ -32,6 +32,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "attention_rollout": [{}, {"heads": "max", "discard": 0.3}],
     "excitation_backprop": [{}, {"contrastive": True}],
     "guided_backprop": [{}, {"acts": "all"}],
+    "deeplift": [{"rule": rule} for rule in ("rescale", "revealcancel", "genomics")],
     "integrated_gradients": [{"steps": 20}, {"rule": "trapezoid", "steps": 9}, {"steps": "auto", "tolerance": 0.2}],
     "lrp": [
         {},
