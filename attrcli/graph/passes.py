@@ -185,7 +185,7 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
             elif node.op == "call_function" and all(item in known for item in node.all_input_nodes):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = node.target(*args, **kwargs)
-        for number, (node, value) in enumerate(known.items()):
+        for number, (node, value) in enumerate([*known.items()]):
             read = [user for user in node.users if user not in known]
             if node.op == "get_attr" or not read or not _worth_holding(value, node, known):
                 continue
@@ -194,6 +194,7 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
                 held = copy.graph.get_attr(f"constant_{number}")
             held.meta = {**node.meta, "origin": f"constant_{number}"}
             node.replace_all_uses_with(held)
+            known[held] = value
 
     with torch.no_grad():
         return edited(module, edit)

@@ -86,6 +86,13 @@ class Step:
         node = self.node.args[place]
         return isinstance(node, fx.Node) and node in self.varying
 
+    def argument(self, name: str, default: Any) -> Any:
+        """An argument of the op by its name in the schema."""
+        names = [each.name for each in self.node.target._schema.arguments]  # type: ignore[union-attr]
+        place = names.index(name)
+        value = self.args[place] if place < len(self.args) else self.kwargs.get(name)
+        return default if value is None else value
+
     def run(self, *args: Any) -> Any:
         """Call the node's op, on its own arguments or on others in their place."""
         target: Any = self.node.target

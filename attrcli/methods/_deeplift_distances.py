@@ -10,7 +10,7 @@ from torch import fx
 from attrcli.graph.rules import REFUSE, Rule, Step, Verdict
 from attrcli.methods import _contributions as c
 from attrcli.methods._contributions import Pair
-from attrcli.methods._deeplift_step import argument, pair
+from attrcli.methods._deeplift_step import pair
 from attrcli.methods._deeplift_windows import over
 
 Tensor = torch.Tensor
@@ -38,9 +38,9 @@ def _vector_norm(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     """A norm over some dimensions, or over all."""
 
     def rule(step: Step) -> Any:
-        x, given = pair(step, 0), argument(step, "dim", None)
+        x, given = pair(step, 0), step.argument("dim", None)
         dims = [given] if isinstance(given, int) else given or range(x.x.dim())
-        return norm(x, order, dims, keepdim=bool(argument(step, "keepdim", False)))
+        return norm(x, order, dims, keepdim=bool(step.argument("keepdim", False)))
 
     order: Any = node.args[1] if len(node.args) > 1 else 2
     matrix = node.target is aten.linalg_norm.default and order is not None  # of a matrix, but for one dimension
@@ -52,8 +52,8 @@ def _vector_norm(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
 
 def _frobenius(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     def rule(step: Step) -> Any:
-        dims = list(argument(step, "dim", (-2, -1)))
-        return norm(pair(step, 0), 2, dims, keepdim=bool(argument(step, "keepdim", False)))
+        dims = list(step.argument("dim", (-2, -1)))
+        return norm(pair(step, 0), 2, dims, keepdim=bool(step.argument("keepdim", False)))
 
     order: Any = node.args[1] if len(node.args) > 1 else "fro"
     return rule if order == "fro" else REFUSE
@@ -63,9 +63,9 @@ def _pairwise(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     """Norm over the last dimension of a - b + eps."""
 
     def rule(step: Step) -> Any:
-        a, b, eps = pair(step, 0), pair(step, 1), argument(step, "eps", 1e-6)
+        a, b, eps = pair(step, 0), pair(step, 1), step.argument("eps", 1e-6)
         between = Pair(a.x - b.x + eps, a.r - b.r + eps)
-        return norm(between, order, [-1], keepdim=bool(argument(step, "keepdim", False)))
+        return norm(between, order, [-1], keepdim=bool(step.argument("keepdim", False)))
 
     order: Any = node.args[2] if len(node.args) > 2 else 2
     return rule if order in ORDERS else REFUSE

@@ -10,7 +10,7 @@ from torch import fx
 from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, place_of
 from attrcli.methods import _contributions as c
 from attrcli.methods._contributions import Pair
-from attrcli.methods._deeplift_step import argument, pair
+from attrcli.methods._deeplift_step import pair
 
 Tensor = torch.Tensor
 aten = torch.ops.aten
@@ -43,29 +43,29 @@ def _scaled(value: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
 def _layer_norm(step: Step) -> Any:
     x, rank = pair(step, 0), len(step.args[1])
     dims = list(range(x.x.dim() - rank, x.x.dim()))
-    made = c.normalised(x, dims, argument(step, "eps", 1e-5), place_of(step.node))
-    return _scaled(made.x, argument(step, "weight", None), argument(step, "bias", None))
+    made = c.normalised(x, dims, step.argument("eps", 1e-5), place_of(step.node))
+    return _scaled(made.x, step.argument("weight", None), step.argument("bias", None))
 
 
 def _rms_norm(step: Step) -> Any:
     x, rank = pair(step, 0), len(step.args[1])
     dims = list(range(x.x.dim() - rank, x.x.dim()))
-    eps = argument(step, "eps", torch.finfo(x.x.dtype).eps)
+    eps = step.argument("eps", torch.finfo(x.x.dtype).eps)
     made = c.normalised(x, dims, eps, place_of(step.node), centre=False)
-    return _scaled(made.x, argument(step, "weight", None), None)
+    return _scaled(made.x, step.argument("weight", None), None)
 
 
 def _group_norm(step: Step) -> Any:
     x, groups = pair(step, 0), step.args[1]
     grouped = x.linear(lambda z: z.reshape(len(z), groups, -1))
-    made = c.normalised(grouped, [2], argument(step, "eps", 1e-5), place_of(step.node)).x.reshape(x.x.shape)
+    made = c.normalised(grouped, [2], step.argument("eps", 1e-5), place_of(step.node)).x.reshape(x.x.shape)
     return _channels(step, made)
 
 
 def _instance_norm(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     def rule(step: Step) -> Any:
         x = pair(step, 0)
-        made = c.normalised(x, list(range(2, x.x.dim())), argument(step, "eps", 1e-5), place_of(step.node))
+        made = c.normalised(x, list(range(2, x.x.dim())), step.argument("eps", 1e-5), place_of(step.node))
         return _channels(step, made.x)
 
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
@@ -76,20 +76,20 @@ def _instance_norm(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
 def _channels(step: Step, value: Tensor) -> Tensor:
     """Scale and shift by channel."""
     shape = (1, -1, *[1] * (value.dim() - 2))
-    weight, bias = argument(step, "weight", None), argument(step, "bias", None)
+    weight, bias = step.argument("weight", None), step.argument("bias", None)
     return _scaled(value, *(None if t is None else t.reshape(shape) for t in (weight, bias)))
 
 
 def _variance(root: bool, with_mean: bool) -> Rule:
     def rule(step: Step) -> Any:
         x = pair(step, 0)
-        given = argument(step, "dim", None)
+        given = step.argument("dim", None)
         dims = [dim % x.x.dim() for dim in ([given] if isinstance(given, int) else given or range(x.x.dim()))]
-        correction = argument(step, "correction", 1)
+        correction = step.argument("correction", 1)
         count = math.prod(x.x.shape[dim] for dim in dims)
         made = c.mean_square(c.centred(x, dims), dims, max(count - correction, 0))
         value = c.rescale(made, c.CLOSED[aten.sqrt.default], made.x.detach().sqrt()) if root else made.x
-        keep = bool(argument(step, "keepdim", False))
+        keep = bool(step.argument("keepdim", False))
         shown = value if keep else value.squeeze(dims)
         return (shown, x.x.mean(dims, keep)) if with_mean else shown
 
@@ -104,10 +104,10 @@ def _attention(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
         if value.x.shape[-3:-2] != query.x.shape[-3:-2]:  # fewer heads of keys and values, each for several queries
             repeat = query.x.shape[-3] // key.x.shape[-3]
             key, value = (p.linear(lambda z: z.repeat_interleave(repeat, -3)) for p in (key, value))
-        scale = argument(step, "scale", query.x.shape[-1] ** -0.5)
+        scale = step.argument("scale", query.x.shape[-1] ** -0.5)
         scores = c.matmul(query.linear(lambda z: z * scale), key.linear(lambda z: z.transpose(-1, -2)))
-        mask = argument(step, "attn_mask", None)
-        if argument(step, "is_causal", False):
+        mask = step.argument("attn_mask", None)
+        if step.argument("is_causal", False):
             mask = torch.ones(scores.x.shape[-2:], dtype=torch.bool, device=scores.x.device).tril()
         if mask is not None:
             added = mask if mask.dtype != torch.bool else torch.zeros_like(mask, dtype=scores.x.dtype)

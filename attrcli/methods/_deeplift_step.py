@@ -30,14 +30,6 @@ def seen(step: Step, node: Any, x: Tensor, r: Tensor) -> Pair:
     return Pair(x, r)
 
 
-def argument(step: Step, name: str, default: Any) -> Any:
-    """An argument of the op by its name in the schema."""
-    names = [argument.name for argument in step.node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(name)
-    value = step.args[place] if place < len(step.args) else step.kwargs.get(name)
-    return default if value is None else value
-
-
 def tensors(step: Step) -> list[tuple[fx.Node, Tensor, Tensor]]:
     """The arguments that move and have fractions, in lists too: node, value and reference."""
 

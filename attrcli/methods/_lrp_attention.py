@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from attrcli.graph.rules import Rule, Step
-from attrcli.methods._deeplift_norms import _argument as argument
 from attrcli.methods._lrp_step import booked, cut, in_proportion, moving, proportional
 
 Tensor = torch.Tensor
@@ -51,7 +50,7 @@ def _scaled(y: Tensor, step: Step, shape: tuple[int, ...] | None = None) -> Tens
     target: Any = step.node.target
     names = [each.name for each in target._schema.arguments]
     for name, op in (("weight", torch.mul), ("bias", torch.add)):
-        given = argument(step, name, None) if name in names else None
+        given = step.argument(name, None) if name in names else None
         if given is not None:
             y = op(y, given if shape is None else given.reshape(shape))
     return y
@@ -59,13 +58,13 @@ def _scaled(y: Tensor, step: Step, shape: tuple[int, ...] | None = None) -> Tens
 
 def _layer_norm(epsilon: float, step: Step) -> Any:
     rank, x = len(step.args[1]), step.args[0]
-    dims, eps = list(range(x.dim() - rank, x.dim())), argument(step, "eps", 1e-5)
+    dims, eps = list(range(x.dim() - rank, x.dim())), step.argument("eps", 1e-5)
     return _normalised(step, epsilon, lambda a: _scaled(_divided(a, dims, eps), step))
 
 
 def _rms_norm(epsilon: float, step: Step) -> Any:
     rank, x = len(step.args[1]), step.args[0]
-    dims, eps = list(range(x.dim() - rank, x.dim())), argument(step, "eps", torch.finfo(x.dtype).eps)
+    dims, eps = list(range(x.dim() - rank, x.dim())), step.argument("eps", torch.finfo(x.dtype).eps)
     return _normalised(step, epsilon, lambda a: _scaled(_divided(a, dims, eps, centre=False), step))
 
 
@@ -74,7 +73,7 @@ def _channels(x: Tensor) -> tuple[int, ...]:
 
 
 def _group_norm(epsilon: float, step: Step) -> Any:
-    x, groups, eps = step.args[0], step.args[1], argument(step, "eps", 1e-5)
+    x, groups, eps = step.args[0], step.args[1], step.argument("eps", 1e-5)
 
     def norm(a: Tensor) -> Tensor:
         divided = _divided(a.reshape(len(a), groups, -1), [2], eps).reshape(a.shape)
@@ -84,7 +83,7 @@ def _group_norm(epsilon: float, step: Step) -> Any:
 
 
 def _instance_norm(epsilon: float, step: Step) -> Any:
-    x, eps = step.args[0], argument(step, "eps", 1e-5)
+    x, eps = step.args[0], step.argument("eps", 1e-5)
     dims = list(range(2, x.dim()))
     return _normalised(step, epsilon, lambda a: _scaled(_divided(a, dims, eps), step, _channels(x)))
 
@@ -94,7 +93,7 @@ def _attention(epsilon: float, constant: bool, step: Step) -> Any:
     query, key, value = step.args[:3]
     if value.shape[-3:-2] != query.shape[-3:-2]:  # fewer heads of keys and values, each for several queries
         key, value = (t.repeat_interleave(query.shape[-3] // key.shape[-3], -3) for t in (key, value))
-    scale = argument(step, "scale", query.shape[-1] ** -0.5)
+    scale = step.argument("scale", query.shape[-1] ** -0.5)
     factors = [t for t in (query, key) if t.requires_grad and not constant]
 
     def scores(*given: Tensor) -> Tensor:
@@ -104,8 +103,8 @@ def _attention(epsilon: float, constant: bool, step: Step) -> Any:
         return product
 
     made = in_proportion(step, scores, factors, epsilon, len(factors)) if factors else scores()
-    mask = argument(step, "attn_mask", None)
-    if argument(step, "is_causal", False):
+    mask = step.argument("attn_mask", None)
+    if step.argument("is_causal", False):
         mask = torch.ones(made.shape[-2:], dtype=torch.bool, device=made.device).tril()
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=made.dtype).masked_fill(~mask, -math.inf)

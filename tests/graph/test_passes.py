@@ -84,6 +84,17 @@ def test_what_depends_on_no_input_is_computed_once():
     assert torch.equal(folded(x)[0], graph(x)[0])
 
 
+def test_a_constant_computed_from_another_that_is_read_too():
+    def net(b, x):
+        half = b.call(aten.mul.Scalar, stored(b, 5, seed=1), 0.5)
+        return b.call(aten.add.Tensor, b.call(aten.mul.Tensor, x, half), b.call(aten.neg.default, half))
+
+    graph = built(net, shape=(3, 5))
+    folded = passes.fold_constants(graph)
+    assert sorted(operations(folded)) == ["aten.add.Tensor", "aten.mul.Tensor"]
+    assert torch.equal(folded(inputs((3, 5)))[0], graph(inputs((3, 5)))[0])
+
+
 def test_what_would_grow_large_is_not_held():
     def net(b, x):
         table = b.call(aten.mul.Scalar, b.call(aten.expand.default, stored(b, 1, seed=1), [3, 1 << 18]), 2.0)
