@@ -19,8 +19,16 @@ from attrcli.preprocess import Preprocess
 Array = npt.NDArray[Any]
 
 
-def baseline(config: Config, preprocess: Preprocess) -> baselines.Baseline:
-    """The baseline that the options ask for. Raises UsageError naming option and file."""
+def baseline(config: Config, preprocess: Preprocess, *, used: bool) -> baselines.Baseline | None:
+    """The baseline that the options ask for; None, and no option, where none is `used`.
+
+    Raises UsageError naming option and file.
+    """
+    if not used:
+        for option, value in (("--baseline", config.baseline), ("--background", config.background)):
+            if value is not None:
+                raise UsageError(f"{config.method} uses no baseline; leave out {option} {value}")
+        return None
     background = Path(config.background) if config.background else None
 
     def load(path: Path) -> Iterator[Array]:

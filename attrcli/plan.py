@@ -85,7 +85,8 @@ class Plan:
         self.baseline = self._baseline()
         self._settle_fixed()
         self._bound()
-        self._require_numbers()
+        if self._engine is not None:
+            outputs.require_numbers(self.path, self._engine.graph)
         self.attribution_shape = self._attribution_shape()
         self.batch_size = self._batch_size()
         self.model.rows = self.explained.rows = self.batch_size
@@ -217,14 +218,9 @@ class Plan:
         self.preprocess = sidecar.from_mapping(told, str(self.path), None)
 
     def _baseline(self) -> baselines.Baseline | None:
-        given = self.config.baseline
-        if self.method.needs.isdisjoint({"baseline", "baselines"}):
-            for option, value in (("--baseline", given), ("--background", self.config.background)):
-                if value is not None:
-                    raise UsageError(f"{self.config.method} uses no baseline; leave out {option} {value}")
-            return None
         p = self.preprocess
-        return aside.baseline(self.config, replace(p, size=self.shape) if p.kind == "array" else p)
+        p = replace(p, size=self.shape) if p.kind == "array" else p
+        return aside.baseline(self.config, p, used=not self.method.needs.isdisjoint({"baseline", "baselines"}))
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -290,13 +286,6 @@ class Plan:
             f"for {p.dtype} inputs of {size}, as the first array is, taken for one sample; to say otherwise, write a "
             'sidecar: [input] kind = "array", size = [...] of one sample, dtype = "int64" for whole numbers'
         )
-
-    def _require_numbers(self) -> None:
-        """Raise ModelError for weights that are NaN: every row would fail, each with a message of its own."""
-        state = self._engine.graph.state_dict() if self._engine is not None else {}
-        for name, value in state.items():
-            if value.is_floating_point() and bool(value.isnan().any()):
-                raise ModelError(f"{self.path}: the weight '{name}' holds NaN, so that every output is NaN; train anew")
 
     def _batch_size(self) -> int:
         """Rows per pass: as asked, else as recorded in an earlier file (another would move results within rounding).
