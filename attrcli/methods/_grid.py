@@ -12,10 +12,10 @@ from torch import fx
 from attrcli.errors import ModelError, UsageError
 from attrcli.graph import ops
 from attrcli.graph.passes import named
+from attrcli.graph.rectified import rectifier
 from attrcli.graph.rules import leads_with_batch
 from attrcli.methods import _axes
 from attrcli.methods._axes import BATCH, CHANNEL, UNKNOWN, Axes, Axis
-from attrcli.methods._rectified import rectifier
 from attrcli.model import Model
 
 Tensor = torch.Tensor

@@ -9,9 +9,9 @@ from torch import fx
 
 from attrcli.errors import UnsupportedOp
 from attrcli.graph import ops
+from attrcli.graph.rectified import ACTIVATIONS, Activation, activation, rectifier
 from attrcli.graph.rules import PLAIN, REFUSE, Choice, Rule, Ruled, Step, Verdict, own
 from attrcli.methods._method import Attribution
-from attrcli.methods._rectified import ACTIVATIONS, Activation, activation, rectifier
 from attrcli.model import Model, Target
 
 Tensor = torch.Tensor
