@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from attrcli.data.containers import stamp_of
 
-_HEADER = re.compile(rb"^>([^\n]*)(?:\n|\Z)", re.MULTILINE)
+_HEADER = re.compile(rb">([^\r\n]*)(?:\r\n|\r|\n|\Z)")
+_NEXT = re.compile(rb"(?<=[\r\n])" + _HEADER.pattern)
 _SPACE = b" \t\r\n\v\f"
 _FOREIGN = re.compile(rb"[^A-Za-z*-]")
 
@@ -33,9 +34,10 @@ def scanned(path: str) -> Fasta:
 def _scanned(path: str, stamp: tuple[int, int]) -> Fasta:
     content = _content(path)
     start = re.match(rb"(?:\xef\xbb\xbf)?\s*", content)
-    if start is None or content[start.end() : start.end() + 1] != b">":
+    first = _HEADER.match(content, start.end() if start else 0)
+    if first is None:
         raise ValueError("holds no FASTA record: the first line must be a header, '>' and the record's id")
-    headers = list(_HEADER.finditer(content, start.end()))
+    headers = [first, *_NEXT.finditer(content, max(first.end() - 1, first.start() + 1))]
     ends = [header.start() for header in headers[1:]] + [len(content)]
     return Fasta(
         content,

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import fx
 
-from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
+from attrcli.errors import AttrcliError, AttrcliWarning, ModelError, UnsupportedOp
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec
 from attrcli.formats.torchscript_pickle import check_tensors
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
@@ -88,6 +88,13 @@ class TorchScript:
         self.metadata: Mapping[str, str]
         archive, self.metadata = _checked(path, trusted)
         self.module: Any = torch.jit.load(archive, map_location="cpu")  # type: ignore[no-untyped-call]
+        if names := _in_training(self.module):
+            warnings.warn(
+                f"{path}: saved in training mode ({names[0]}); it is explained as in inference, with dropout off and "
+                "batch norm's running statistics: save the model after model.eval()",
+                AttrcliWarning,
+                stacklevel=2,
+            )
         self.module.eval()
         if not hasattr(self.module, "forward"):
             raise ModelError("the TorchScript module has no forward method")
@@ -177,3 +184,12 @@ def _check_code(name: str, data: bytes, trusted: bool) -> None:
                 f"refused: its code ({name}) uses {what}; an honest model file hardly needs it. If you trust whoever "
                 "made it, --trust-model loads it all the same"
             )
+
+
+def _in_training(module: Any) -> list[str]:
+    """The submodules that are saved as in training, and do something else then: dropout and batch norm."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if getattr(part, "training", False) and ("Dropout" in part.original_name or "BatchNorm" in part.original_name)
+    ]

@@ -204,6 +204,8 @@ class Builder:
         """Add one call of a functional ATen overload as it stands; only rewrites use it directly."""
         schema = op._schema
         if op not in ops.TABLE:
+            if schema.name.removeprefix("aten::") in ops.RANDOM:
+                self.refuse(f"op {schema.name.replace('::', '.')} draws random numbers: no attribution is repeatable")
             self.unsupported(f"op {schema.name.replace('::', '.')}.{schema.overload_name or 'default'}")
         args, kwargs = self._canonical_arguments(op, args, kwargs)
         nodes = tree_map(self.node, args), tree_map(self.node, kwargs)  # views are replayed before they are looked at

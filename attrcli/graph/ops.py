@@ -148,6 +148,11 @@ PYTHON: dict[Callable[..., Any], str] = {
 
 SIZE = aten.sym_size.int
 
+_RANDOM = """rand rand_like randn randn_like randint randint_like randperm normal normal_ uniform uniform_ bernoulli
+    bernoulli_ multinomial poisson exponential exponential_ rrelu"""
+RANDOM = frozenset(_RANDOM.split())
+"""Names of ops that draw random numbers: with one, no attribution would be repeatable."""
+
 
 def classify(op: Any) -> OpClass | None:
     """Return the class of an ATen overload, SHAPE for size arithmetic, None for what the table does not hold."""

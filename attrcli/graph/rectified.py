@@ -33,6 +33,17 @@ def rectifier(node: fx.Node, varying: Collection[fx.Node]) -> Activation | None:
     return found if found is not None and node.args[found.place] in varying else None
 
 
+_PROBE = torch.tensor([-1e3, -1.0, 0.0, 0.25, 5.0, 7.0, 1e3])
+
+
+def relu(node: fx.Node, varying: Collection[fx.Node]) -> int | None:
+    """The place among its arguments of what a plain ReLU, however it is written, is applied to; None for all else."""
+    found = rectifier(node, varying)
+    if found is None or node.target is aten.prelu.default:  # whose slopes are a channel's
+        return None
+    return found.place if torch.equal(found.slope(_PROBE), (_PROBE > 0).to(_PROBE.dtype)) else None
+
+
 def activation(node: fx.Node, varying: Collection[fx.Node]) -> Activation | None:
     """Any elementwise activation of one operand, those of `rectifier` included; else None."""
     found = rectifier(node, varying)

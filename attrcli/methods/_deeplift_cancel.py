@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from attrcli.graph.rectified import relu
 from attrcli.graph.rules import Choice, Rule, Step, Verdict, own
 from attrcli.methods._contributions import Pair, safe_quotient, unbroadcast
 from attrcli.methods._deeplift_parts import PASSES, Parts, linear_parts, passed
@@ -46,7 +47,7 @@ class Cancelling:
     base: Choice
     genomics: bool
     _carriers: set[fx.Node] | None = field(default=None, init=False)
-    _activations: set[fx.Node] = field(default_factory=set, init=False)
+    _activations: dict[fx.Node, int] = field(default_factory=dict, init=False)
 
     def __call__(self, node: fx.Node, varying: Collection[fx.Node]) -> Rule | Verdict:
         """The rule of a node."""
@@ -54,7 +55,7 @@ class Cancelling:
             self._resolve(node.graph, varying)
         verdict, carriers = self.base(node, varying), self._carriers or set()
         if node in self._activations:
-            return _activation
+            return partial(_activation, self._activations[node])
         if node not in carriers or verdict is Verdict.REFUSE:
             return verdict
         if node.target in PASSES:
@@ -64,12 +65,19 @@ class Cancelling:
     def _resolve(self, graph: fx.Graph, varying: Collection[fx.Node]) -> None:
         self._carriers = set()
         for node in graph.nodes:
-            if node.target in ACTIVATIONS and node in varying and not moving_of(node.args[1:], varying):
+            if node in varying and (place := _operand(node, varying)) is not None:
                 behind: set[fx.Node] = set()
                 cancels = not self.genomics or _after_dense(node, varying)
-                if cancels and _mixed(node.args[0], varying, behind):
+                if cancels and _mixed(node.args[place], varying, behind):
                     self._carriers |= behind
-                    self._activations.add(node)
+                    self._activations[node] = place
+
+
+def _operand(node: fx.Node, varying: Collection[fx.Node]) -> int | None:
+    """The place of what an activation is applied to; None for what is none."""
+    if (place := relu(node, varying)) is not None:
+        return place
+    return 0 if node.target in ACTIVATIONS and not moving_of(node.args[1:], varying) else None
 
 
 def _mixed(node: fx.Node, varying: Collection[fx.Node], carriers: set[fx.Node]) -> bool:
@@ -123,11 +131,12 @@ def _carried(verdict: Rule | Verdict, parts: Callable[[Step], Parts], step: Step
     return value
 
 
-def _activation(step: Step) -> Tensor:
+def _activation(place: int, step: Step) -> Tensor:
     """Two players, P and N, in front of a unary function."""
-    f: Callable[[Tensor], Tensor] = lambda z: step.run(z, *step.args[1:])  # noqa: E731
-    before: Any = step.node.args[0]
-    return share(f, pair(step, 0), step.beside[before])
+    rectifies = relu(step.node, step.varying) is not None
+    f: Callable[[Tensor], Tensor] = torch.relu if rectifies else lambda z: step.run(z, *step.args[1:])
+    before: Any = step.node.args[place]
+    return share(f, pair(step, place), step.beside[before])
 
 
 def share(f: Callable[[Tensor], Tensor], z: Pair, parts: Parts) -> Tensor:

@@ -15,6 +15,7 @@ from torch import fx
 
 from attrcli.graph import ops
 from attrcli.graph.ops import OpClass
+from attrcli.graph.rectified import relu
 from attrcli.graph.rules import PLAIN, REFUSE, Rule, Step, Verdict, place_of
 from attrcli.methods import _contributions as c
 from attrcli.methods._contributions import Pair
@@ -47,6 +48,8 @@ class Choosing:
         moving = moving_of(node.args, varying)
         if moving_of(node.kwargs, varying):
             return REFUSE
+        if (place := relu(node, varying)) is not None:  # the same however it is written, at its kink too
+            return lambda step: c.relu(pair(step, place))
         blind = [item for item in moving if item in self._blind]
         verdict = _verdict(node, [bool(moving_of(arg, varying)) for arg in node.args])
         if verdict is PLAIN:
@@ -89,6 +92,8 @@ def _is_float(node: fx.Node) -> bool:
 def _verdict(node: fx.Node, depends: list[bool]) -> Rule | Verdict:
     """The rule of an op, `depends` saying which of its arguments move."""
     target: Any = node.target
+    if not node.meta.get("fractions", True):  # whole numbers: what reads them books what they decide
+        return PLAIN
     if target in RULES:
         return RULES[target](node, depends)
     kind = ops.classify(target)
