@@ -1,6 +1,7 @@
 """What `explain` depends on: flags over a `--config` file over defaults. Free of torch: mistakes show at once."""
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -71,6 +72,8 @@ class Config:
         for name, value in self.fix.items():
             if not value:
                 raise UsageError(f"--fix {name}=: the text is empty; write --fix {name}=FILE or --fix {name}=zero")
+        if any(len(os.fsencode(part)) > 240 for part in Path(self.out).parts):
+            raise UsageError(f"--out {self.out[:60]}...: the name is too long; a file name has at most 240 bytes here")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"--seed {self.seed}: a whole number from 0 to 2^63 - 1")
         if self.scale not in ("image", "run"):

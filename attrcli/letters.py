@@ -5,15 +5,17 @@ alphabet, such as N, is `unknown`: every row 1/A (uniform), every row 0 (zero), 
 at either end are padding.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attrcli.errors import InputError, UsageError
+from attrcli.errors import AttrcliWarning, InputError, UsageError
 
 Array = npt.NDArray[Any]
 
+_MANY = 0.1
 UNKNOWN = ("uniform", "refuse", "zero")
 
 _SMALL = np.arange(ord("a"), ord("z") + 1)
@@ -38,8 +40,21 @@ def one_hot(letters: Array, alphabet: str, unknown: str, lowercase: str) -> Arra
                 f"{_first(codes, strange)} is not in the alphabet {alphabet}, and the sidecar has unknown = 'refuse'; "
                 "accepted too: 'uniform', 'zero'"
             )
+        _warn_of_others(capitals[strange], len(capitals), alphabet)
         columns[:, strange] = 1 / len(alphabet) if unknown == "uniform" else 0
     return columns
+
+
+def _warn_of_others(strange: Array, count: int, alphabet: str) -> None:
+    """Warn where many letters, other than N and X for any, are not in the alphabet: it is probably another one."""
+    others = strange[~np.isin(strange, (ord("N"), ord("X")))]
+    if len(others) > _MANY * count:
+        warnings.warn(
+            f"{len(others)} of {count} letters are not in the alphabet {alphabet}, {chr(others[0])!r} for one: the "
+            "sequences, or the sidecar, are probably of another alphabet (RNA for DNA, say)",
+            AttrcliWarning,
+            stacklevel=2,
+        )
 
 
 def _first(codes: Array, wrong: Array) -> str:

@@ -655,6 +655,10 @@ def test_options_that_cannot_be(out, arguments):
     assert arguments[-1] in refused(out, *arguments, method="smoothgrad")
 
 
+def test_a_name_that_no_disk_takes(tmp_path):
+    assert "the name is too long" in explain(tmp_path / f"{'n' * 250}.h5", code=2).err
+
+
 def test_what_is_missing_is_named(tmp_path, out):
     assert "MODEL" in attrcli("explain").err
     assert "INPUTS" in attrcli("explain", MLP).err

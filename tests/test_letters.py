@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attrcli import letters
-from attrcli.errors import InputError, UsageError
+from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.sidecar import from_mapping, to_toml
 
 DNA = "ACGT"
@@ -146,3 +146,10 @@ def test_the_alphabet_must_be_said():
         from_mapping({"input": {"kind": "sequence"}}, "x.toml", None)
     with pytest.raises(UsageError, match="layout = 'NCL' is not possible for kind = 'image'; accepted: NCHW, NHWC"):
         from_mapping({"input": {"kind": "image", "layout": "NCL"}}, "x.toml", None)
+
+
+def test_many_letters_of_another_alphabet_are_warned_of():
+    rna = np.frombuffer(b"ACGUUACGUU", "S1")
+    with pytest.warns(AttrcliWarning, match=r"4 of 10 letters are not in the alphabet ACGT, 'U' for one"):
+        letters.one_hot(rna, "ACGT", "uniform", "accept")
+    letters.one_hot(np.frombuffer(b"ACGTNNNN", "S1"), "ACGT", "uniform", "accept")

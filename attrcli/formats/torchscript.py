@@ -88,13 +88,7 @@ class TorchScript:
         self.metadata: Mapping[str, str]
         archive, self.metadata = _checked(path, trusted)
         self.module: Any = torch.jit.load(archive, map_location="cpu")  # type: ignore[no-untyped-call]
-        if names := _in_training(self.module):
-            warnings.warn(
-                f"{path}: saved in training mode ({names[0]}); it is explained as in inference, with dropout off and "
-                "batch norm's running statistics: save the model after model.eval()",
-                AttrcliWarning,
-                stacklevel=2,
-            )
+        self.in_training = _in_training(self.module)
         self.module.eval()
         if not hasattr(self.module, "forward"):
             raise ModelError("the TorchScript module has no forward method")
@@ -109,7 +103,15 @@ class TorchScript:
     @_quiet
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Walk `forward` for inputs of these sample shapes. Raises UnsupportedOp, ModelError."""
-        return Walk(self.module, BoundedBuilder(dtype, ADVICE)).run(self.arguments, samples, batches)
+        graph = Walk(self.module, BoundedBuilder(dtype, ADVICE)).run(self.arguments, samples, batches)
+        if self.in_training:
+            warnings.warn(
+                f"the TorchScript file was saved in training mode ({self.in_training[0]}); it is explained as in "
+                "inference, without dropout, by batch norm's running statistics: save the model after model.eval()",
+                AttrcliWarning,
+                stacklevel=2,
+            )
+        return graph
 
     @_quiet
     def operations(self) -> dict[str, int]:

@@ -162,9 +162,10 @@ def _refuse_others(model: Model, graph: fx.GraphModule, ops: str, method: str) -
     if found := neurons.nonlinearities(graph, model.input):
         counts = Counter(found.values())
         listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        option = "--ops " if method == "prune" else "-o ops="
         raise ModelError(
             f"{model.path}: no {' or '.join(ops.split(','))} in the graph, whose outputs are the neurons that {method} "
-            f"prunes; its nonlinearities: {listed}; choose among them with ops, such as ops={next(iter(counts))}"
+            f"prunes; its nonlinearities: {listed}; choose among them, as with {option}{next(iter(counts))}"
         )
 
 

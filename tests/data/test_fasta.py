@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from attrcli.data import collect, escape, guess_kind, letter_count, read
+from attrcli.data.fasta import letters_of, members
 from attrcli.errors import InputError, NoInputsError, UsageError
 
 
@@ -124,3 +125,15 @@ def test_a_record_that_is_gone_is_told(tmp_path):
     fasta(path, ">one\nA\n")
     with pytest.raises(InputError, match="the record is gone; the file changed"):
         read(two, "sequence")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbf>a\nAC\n>b\nGT\n", b" >a\nAC\n>b\nGT\n", b">a\rAC\r>b\rGT", b">a\r\nAC\r\n>b\r\nGT\r\n"],
+    ids=["byte order mark", "space", "old line ends", "Windows"],
+)
+def test_no_record_is_lost_to_what_stands_around_it(tmp_path, content):
+    path = tmp_path / "x.fasta"
+    path.write_bytes(content)
+    found = [(name, letters_of(str(path), place).tobytes()) for name, place in members(str(path))]
+    assert found == [("a", b"AC"), ("b", b"GT")]

@@ -24,7 +24,7 @@ from nets import (
 from torch import Tensor, nn
 
 from attrcli import formats
-from attrcli.errors import ModelError, UnsupportedOp
+from attrcli.errors import AttrcliWarning, ModelError, UnsupportedOp
 from attrcli.formats.spec import Sample
 from attrcli.graph.build import FREE
 
@@ -89,7 +89,9 @@ def test_a_frozen_file_has_no_parameters(tmp_path):
 def test_saved_in_training_mode_a_scripted_model_is_read_for_inference(tmp_path):
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).double().train()
     path = save_scripted(module, tmp_path / "net.pt")
-    assert_same(build(path, (3,)), module.eval(), (3,))
+    with pytest.warns(AttrcliWarning, match=r"saved in training mode \(1\); it is explained as in inference"):
+        graph = build(path, (3,))
+    assert_same(graph, module.eval(), (3,))
 
 
 def test_hardsigmoid_has_its_own_gradient_in_double_precision(tmp_path):
