@@ -101,6 +101,8 @@ class Plan:
         config = self.config
         if config.at is None or "node" not in methods.description(config.method).needs:
             return config.options
+        if "node" in config.options:
+            raise UsageError(f"--at {config.at} and -o node={config.options['node']} say the same: leave one out")
         return {**config.options, "node": config.at}
 
     def _spec(self) -> TensorSpec:

@@ -121,6 +121,8 @@ def located(
     The default one is at most `coarse` times coarser than the input. Raises UsageError where there is none, or where
     what is what at the node is not known.
     """
+    if node == "auto" and grid != "auto":
+        raise UsageError(f"{method}: -o grid={grid} says what lies at a node that is named: give --at NODE, too")
     known = _CHOSEN.setdefault(model.engine(shape).logits, {})
     key = (model.input, node, grid, coarse)
     if key not in known:

@@ -85,6 +85,14 @@ def test_a_node_by_name_and_what_there_is_none_for(tmp_path):
     assert "found no attention" in refused(tmp_path / "c.h5", model=CNN, method="attention_rollout", code=4)
 
 
+def test_options_that_would_have_no_effect_are_refused(tmp_path):
+    out = tmp_path / "x.h5"
+    message = refused(out, "--at", "relu_1", "-o", "node=relu", model=CNN, method="grad_cam")
+    assert "--at relu_1 and -o node=relu say the same" in message
+    message = refused(out, "-o", "grid=7x7", model=CNN, method="grad_cam")
+    assert "give --at NODE, too" in message
+
+
 def test_inspect_says_which_work(place):
     told = attrcli("inspect", place / "vit.pt").out
     assert "attention_rollout        works" in told
