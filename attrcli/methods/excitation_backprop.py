@@ -47,7 +47,7 @@ class ExcitationBackprop:
         return place, model.ruled(inputs, choose, name, advice, at=place.node, norms="kept")
 
     def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
-        """The graph from the node on. Raises UnsupportedOp for an op without a rule, UsageError without a grid."""
+        """The graph from the node on. Raises UnsupportedOp for an op without a rule, ModelError without a grid."""
         return self._ruled(model, inputs)[1]
 
     def attribute(
