@@ -62,7 +62,7 @@ def explain(
     labels: Labels = None,
     length: Annotated[int | None, typer.Option("--length", help="Crop or pad sequences to it, in the middle.")] = None,
     reverse_complement: Annotated[
-        bool | None, typer.Option("--reverse-complement", help="Explain the mean of both strands of DNA.")
+        bool | None, typer.Option("--reverse-complement", help="Explain the mean of both strands of DNA or RNA.")
     ] = None,
     input: InputName = None,
     fix: Fix = None,
