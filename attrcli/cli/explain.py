@@ -108,7 +108,7 @@ def explain(
         return
     from attrcli import explain as verb
 
-    plan = verb.Plan(resolved)
+    plan = verb.plan(resolved)
     if dry_run:
         print_facts(asdict(plan.estimate()), as_json)
         return
