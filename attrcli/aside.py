@@ -19,24 +19,26 @@ from attrcli.preprocess import Preprocess
 Array = npt.NDArray[Any]
 
 
-def baseline(config: Config, preprocess: Preprocess, *, used: bool) -> baselines.Baseline | None:
-    """The baseline that the options ask for; None, and no option, where none is `used`.
+def baseline(config: Config, preprocess: Preprocess, needs: frozenset[str]) -> baselines.Baseline | None:
+    """The baseline that the options ask for; None, and no option, where what the method `needs` is none.
 
     Raises UsageError naming option and file.
     """
-    if not used:
+    if needs.isdisjoint({"baseline", "baselines"}):
         for option, value in (("--baseline", config.baseline), ("--background", config.background)):
             if value is not None:
                 raise UsageError(f"{config.method} uses no baseline; leave out {option} {value}")
         return None
     background = Path(config.background) if config.background else None
 
-    def load(path: Path) -> Iterator[Array]:
+    def load(path: Path) -> Iterator[baselines.Stored]:
         option = "--background" if path == background else "--baseline"
         return _read(path, preprocess, f"{option} {path}")
 
     p = preprocess
-    return baselines.resolve(config.baseline, p.kind, load=load, background=background, alphabet=p.alphabet)
+    return baselines.resolve(
+        config.baseline, p.kind, load=load, background=background, alphabet=p.alphabet, several="baselines" in needs
+    )
 
 
 def fixed(name: str, value: str, spec: TensorSpec | None, dtype: torch.dtype) -> torch.Tensor:
@@ -57,7 +59,7 @@ def fixed(name: str, value: str, spec: TensorSpec | None, dtype: torch.dtype) ->
     found = [*_read(Path(value), Preprocess("array"), option)]
     if len(found) != 1:
         raise UsageError(f"{option}: holds {len(found)} arrays; accepted: one, of one sample")
-    tensor = torch.from_numpy(found[0])
+    tensor = torch.from_numpy(found[0][1])
     if declared is not None:
         tensor = _one_sample(tensor, declared, option)
     given = dtype if tensor.is_floating_point() else tensor.dtype
@@ -78,15 +80,23 @@ def _one_sample(tensor: torch.Tensor, declared: tuple[int | None, ...], option: 
     )
 
 
-def _read(path: Path, preprocess: Preprocess, option: str) -> Iterator[Array]:
-    """The raw inputs of a file that an option names; whatever is wrong with it is a UsageError."""
+def _read(path: Path, preprocess: Preprocess, option: str) -> Iterator[baselines.Stored]:
+    """Id and raw values of the inputs that an option names; whatever is wrong with one is a UsageError."""
     p = preprocess
     try:
         found = data.collect([os.fspath(path)], p.kind, columns=p.columns, sample_rank=p.sample_rank)
         for record in found.records:
-            yield p.fit(data.read(record, p.kind, channels=p.channels, columns=p.columns).values)
+            yield record.id, _fitted(record, p)
     except (InputError, NoInputsError, UsageError) as error:
         raise UsageError(f"{option}: {error}") from error
+
+
+def _fitted(record: data.Record, p: Preprocess) -> Array:
+    values = data.read(record, p.kind, channels=p.channels, columns=p.columns).values
+    try:
+        return p.fit(values)
+    except InputError as error:
+        raise InputError(f"{record.id!r}: {error}") from error
 
 
 def labels(config: Config, collection: data.Collection, names: Sequence[str] | None) -> npt.NDArray[np.uint16]:

@@ -12,7 +12,7 @@ uniform); Kapishnikov et al. 2019 (black and white); Fong & Vedaldi 2017 (blur).
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,8 @@ MOST = 1000
 """Most baselines of a set: each costs as much as one alone."""
 
 Array = npt.NDArray[Any]
+Stored = tuple[str, Array]
+"""Id and raw values of an input that was read from a file."""
 Fill = Callable[[Array, np.random.Generator], Array]
 
 SHUFFLE, SHUFFLES = "shuffle", 20
@@ -172,19 +174,29 @@ def resolve(
     spec: str | None,
     kind: str,
     *,
-    load: Callable[[Path], Iterable[Array]],
+    load: Callable[[Path], Iterable[Stored]],
     background: Path | None = None,
     alphabet: str = "",
+    several: bool = False,
 ) -> Baseline:
     """The baseline for ``--baseline``: a name, the inputs of a file or directory, or the default of the kind (None).
 
-    ``load`` gives the raw inputs of a file or directory. ``mean`` of a table is the column means of ``background``; the
+    ``load`` gives the inputs of a file or directory. ``mean`` of a table is the column means of ``background``; the
     background of a sequence is that of its ``alphabet``. ``shuffle:K`` is a set of K shuffles, drawn one after another.
+    With ``several`` it must be a set of at least 2.
 
     Raises: UsageError for an unknown name, a file or directory without inputs or with too many, and a background that
     is missing or not used.
     """
     name = DEFAULTS[kind] if spec is None else spec
+    fewest = 2 if several else 1
+    count = _shuffles(name, fewest) if kind == "sequence" else None
+    if several and count is None and not Path(name).exists():
+        raise UsageError(
+            f"--baseline {name}{'' if spec else ' (the default)'}: the method takes a mean over a set of at least 2 "
+            f"baselines; accepted: {f'{SHUFFLE}:K, ' if kind == 'sequence' else ''}a directory, or a file of several "
+            "inputs"
+        )
     if kind == "table" and name == "mean":
         if background is None:
             default = "the default baseline of a table" if spec is None else "--baseline mean"
@@ -196,46 +208,58 @@ def resolve(
         raise UsageError(f"--background {background}: only --baseline mean of a table uses one; leave it out")
     if kind == "sequence" and name == "background":
         return Baseline(name, False, (frequencies(alphabet),))
-    if kind == "sequence" and (count := _shuffles(name)) is not None:
+    if count is not None:
         return Baseline(SHUFFLE, False, (shuffle,) * count)
     recipe = BASELINES.get(name)
     if recipe is not None and kind in recipe.kinds:
         return Baseline(name, recipe.shared, (recipe.fill,))
     if not Path(name).exists():
-        own = {DEFAULTS[kind]} | ({"background", f"{SHUFFLE}:K"} if kind == "sequence" else set())
-        accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | own)
-        close = difflib.get_close_matches(name, accepted, n=1)
-        near = f" (did you mean {close[0]!r}?)" if close else ""
+        raise _unknown(name, kind)
+    return _of_file(name, list(islice(load(Path(name)), MOST + 1)), fewest)
+
+
+def _unknown(name: str, kind: str) -> UsageError:
+    own = {DEFAULTS[kind]} | ({"background", f"{SHUFFLE}:K"} if kind == "sequence" else set())
+    accepted = sorted({key for key, each in BASELINES.items() if kind in each.kinds} | own)
+    close = difflib.get_close_matches(name, accepted, n=1)
+    near = f" (did you mean {close[0]!r}?)" if close else ""
+    return UsageError(
+        f"--baseline {name}: neither a file nor a baseline for kind {kind}{near}; accepted: {', '.join(accepted)}, "
+        "a file or a directory"
+    )
+
+
+def _of_file(name: str, found: Sequence[Stored], fewest: int) -> Baseline:
+    """The baseline that a file or directory holds. Raises UsageError for too few or too many."""
+    if not fewest <= len(found) <= MOST:
+        held = f"more than {MOST} inputs" if len(found) > MOST else "one input" if found else "no input"
         raise UsageError(
-            f"--baseline {name}: neither a file nor a baseline for kind {kind}{near}; accepted: {', '.join(accepted)}, "
-            "a file or a directory"
+            f"--baseline {name}: holds {held}; accepted: {fewest} to {MOST}, over which attributions are means"
         )
-    found = list(islice(load(Path(name)), MOST + 1))
-    if not 0 < len(found) <= MOST:
-        held = f"more than {MOST} inputs" if found else "no input"
-        raise UsageError(f"--baseline {name}: holds {held}; accepted: 1 to {MOST}, over which attributions are means")
-    return Baseline("file", True, tuple(_constant(values, name) for values in found), Path(name))
+    sources = [name] if len(found) == 1 else [f"{name}: {each}" for each, _ in found]
+    fills = (_constant(values, source) for source, (_, values) in zip(sources, found, strict=True))
+    return Baseline("file", True, tuple(fills), Path(name))
 
 
-def _shuffles(name: str) -> int | None:
+def _shuffles(name: str, fewest: int) -> int | None:
     """How many shuffles `shuffle` or `shuffle:K` asks for; None for another name. Raises UsageError for another K."""
     if name == SHUFFLE:
         return SHUFFLES
     if not name.startswith(f"{SHUFFLE}:"):
         return None
     count = name.removeprefix(f"{SHUFFLE}:")
-    if re.fullmatch("[1-9][0-9]{0,3}", count) is None or int(count) > MOST:
-        raise UsageError(f"--baseline {name}: accepted: shuffle:K, with K from 1 to {MOST}")
+    if re.fullmatch("[1-9][0-9]{0,3}", count) is None or not fewest <= int(count) <= MOST:
+        raise UsageError(f"--baseline {name}: accepted: shuffle:K, with K from {fewest} to {MOST}")
     return int(count)
 
 
-def column_means(path: Path, load: Callable[[Path], Iterable[Array]]) -> Array:
+def column_means(path: Path, load: Callable[[Path], Iterable[Stored]]) -> Array:
     """Mean of each column over all rows of a file, (F,), in one pass.
 
     Raises: UsageError if there are no rows.
     """
     total, count = np.zeros(()), 0
-    for row in load(path):
+    for _, row in load(path):
         total, count = total + row.astype(np.float64), count + 1
     if count == 0:
         raise UsageError(f"--background {path}: the file holds no rows")

@@ -132,7 +132,7 @@ def _read(file: Path) -> dict[str, Any]:
     if file.exists() and not file.is_file():
         raise UsageError(f"--config {file}: not a regular file")
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

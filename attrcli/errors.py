@@ -5,7 +5,8 @@ AttrcliError (70)
 ├── InputError (3)           one input that cannot be read or explained; its row records the message
 │   └── NonFiniteError       NaN or Inf, with the first node that made it
 ├── ModelError (4)           the model cannot be loaded, or does not support what was asked
-│   └── UnsupportedOp        an op without an importer or without a rule
+│   ├── UnsupportedOp        an op without an importer or without a rule
+│   └── WeightError          a stored tensor that holds NaN
 └── NoInputsError (5)        nothing matched INPUTS
 
 A message says what was given, what is accepted, and what to do.
@@ -42,6 +43,10 @@ class ModelError(AttrcliError):
 
 class UnsupportedOp(ModelError):
     """A node's op has no importer, or no rule in the method that was asked for."""
+
+
+class WeightError(ModelError):
+    """A stored tensor of the model holds NaN, whatever the input."""
 
 
 class NoInputsError(AttrcliError):

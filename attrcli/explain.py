@@ -1,7 +1,7 @@
 """explain: a model and inputs to a run file. A plain function; nothing is printed, progress goes to a callback.
 
-plan = Plan(Config(model="net.onnx", inputs=("photos",), method="saliency", out="run.h5"))
-summary = explain(plan)
+ready = plan(Config(model="net.onnx", inputs=("photos",), method="saliency", out="run.h5"))
+summary = explain(ready)
 """
 
 import itertools
@@ -21,9 +21,9 @@ from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.plan import Plan, Sample
 from attrcli.provenance import attributes
-from attrcli.store import RunFile, RunWriter, Status
+from attrcli.store import RunFile, RunWriter, Status, require_place
 
-__all__ = ["Config", "Plan", "Summary", "explain"]
+__all__ = ["Config", "Plan", "Summary", "explain", "plan"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
@@ -49,6 +49,12 @@ class Summary:
     accuracy: tuple[int, int] | None = None
     rank_correlation: float | None = None
     gaps: list[float] = field(default_factory=list)
+
+
+def plan(config: Config) -> Plan:
+    """The plan of a run whose file can be written. Raises AttrcliError."""
+    require_place(Path(config.out))
+    return Plan(config)
 
 
 def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) -> Summary:

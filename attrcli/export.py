@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, UsageError
-from .store import UNLABELLED, Columns, RunFile, Status, disk_errors, replacing, write_datasets
+from .store import UNLABELLED, Columns, RunFile, Status, disk_errors, replacing, require_folder, write_datasets
 
 Array = npt.NDArray[Any]
 Images = Callable[[Sequence[str]], Array]
@@ -67,6 +67,7 @@ def _claim(request: _Request, names: Sequence[str]) -> list[Path]:
     if there and not request.force:
         raise UsageError(f"{request.folder} already holds {', '.join(there)}; choose another folder, or use --force")
     request.folder.mkdir(parents=True, exist_ok=True)
+    require_folder(request.folder)
     return paths
 
 

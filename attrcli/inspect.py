@@ -94,19 +94,19 @@ def model_file(path: Path, shape: Shape | None = None, *, trusted: bool = False)
     problem, runs = None, False
     explained = _explained(model)
     known = tuple(shape) if shape else _known_shape(explained, sidecar)
-    if known is None:
-        problem = "the file does not say the size of its input: give --shape C,H,W, or a sidecar with size"
+    if unsaid := _unsaid(model, explained, known):
         facts["outputs"] = models.describe(source.outputs) if source.outputs else "unknown until the size is"
-    else:
+    elif known is not None:
         _require_room(known)
         try:
             facts.update(_graph_facts(model, explained, sidecar, known))
         except AttrcliError as error:
             problem, runs = str(error), model.format == "onnx" and isinstance(error, UnsupportedOp)
     facts["operations"] = dict(sorted(source.operations().items(), key=lambda item: -item[1]))
-    if problem:
-        facts["note"] = problem
-    facts["methods"] = _methods(model, known, problem, runs=runs)
+    if problem or unsaid:
+        facts["note"] = problem or unsaid
+    answer = f"not known: {unsaid}" if unsaid else f"no: {problem}" if problem else None
+    facts["methods"] = _methods(model, known, answer, runs=runs)
     return facts
 
 
@@ -130,6 +130,18 @@ def _known_shape(spec: "TensorSpec", sidecar: Preprocess | None) -> tuple[int, .
     if spec.shape is None or None in spec.shape[1:]:
         return None
     return tuple(size for size in spec.shape[1:] if size is not None)
+
+
+def _unsaid(model: "Model", explained: "TensorSpec", known: Shape | None) -> str:
+    """What the file does not say though it must be known before a graph is built, and what to do; '' for nothing."""
+    others = [spec for spec in model.source.inputs if spec.name != explained.name]
+    sizeless = next((spec.name for spec in others if spec.shape is None or None in spec.shape[1:]), None)
+    if sizeless is not None:
+        fixes = " ".join(f"--fix {spec.name}=FILE" for spec in others)
+        return f"the file does not say the size of '{sizeless}': try explain with --input {explained.name} {fixes}"
+    if known is None:
+        return "the file does not say the size of its input: give --shape C,H,W, or a sidecar with size"
+    return ""
 
 
 def _require_room(shape: Shape) -> None:
@@ -179,9 +191,8 @@ def _bind(
     for spec in model.source.inputs:
         if spec.name == explained.name:
             continue
-        if spec.shape is None or None in spec.shape[1:]:
-            raise UsageError(f"several inputs, and the file does not say the size of '{spec.name}'; explain tells more")
-        fixed[spec.name] = torch.zeros([size for size in spec.shape[1:] if size is not None], dtype=spec.dtype)
+        size = [size for size in (spec.shape or ())[1:] if size is not None]
+        fixed[spec.name] = torch.zeros(size, dtype=spec.dtype)
         samples[spec.name] = Sample(tuple(fixed[spec.name].shape), spec.dtype)
     declared = None if p.activation == "none" else p.activation
     layout = "NHWC" if p.channels_last else "NCHW"
@@ -203,8 +214,8 @@ def _bind(
         return {name: tuple(pair[0][1:]) for name, pair in shapes.items()}
 
 
-def _methods(model: "Model", shape: Shape | None, problem: str | None, *, runs: bool) -> dict[str, str]:
-    """Which methods work on this model, and why not; with a problem, what `runs` without a graph."""
+def _methods(model: "Model", shape: Shape | None, answer: str | None, *, runs: bool) -> dict[str, str]:
+    """Which methods work on this model, and why not; without a graph what `runs`, and the `answer` for all others."""
     dtype = model.input_dtype or _explained(model).dtype
     more = ", ".join(
         flag
@@ -219,13 +230,13 @@ def _methods(model: "Model", shape: Shape | None, problem: str | None, *, runs: 
         gradient = "gradient" in methods.description(name).needs
         if gradient and not dtype.is_floating_point:
             works[name] = f"no: the input is {str(dtype).removeprefix('torch.')}; explain at a node with --at NODE"
-        elif problem is None and shape is not None:
+        elif answer is None and shape is not None:
             refusal = _refusal(model, name, shape, dtype)
             works[name] = f"no: {refusal}" if refusal else f"works, with {more}" if more else "works"
         elif runs and not gradient and "rules" not in methods.description(name).needs:
             works[name] = "works, in ONNX Runtime"
         else:
-            works[name] = f"no: {problem}"
+            works[name] = str(answer)
     return works
 
 

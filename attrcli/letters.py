@@ -19,7 +19,8 @@ _MANY = 0.1
 UNKNOWN = ("uniform", "refuse", "zero")
 
 _SMALL = np.arange(ord("a"), ord("z") + 1)
-_PAIRS = {"A": "T", "C": "G", "G": "C", "T": "A"}
+_PAIRS = ({"A": "T", "C": "G", "G": "C", "T": "A"}, {"A": "U", "C": "G", "G": "C", "U": "A"})
+"""The complement of each letter, of DNA and of RNA."""
 
 
 def one_hot(letters: Array, alphabet: str, unknown: str, lowercase: str) -> Array:
@@ -109,7 +110,8 @@ def is_dna(alphabet: str) -> bool:
 
 
 def complement(alphabet: str) -> list[int]:
-    """The row of each letter's complement. Raises UsageError for letters that are not those of DNA."""
-    if not is_dna(alphabet):
-        raise UsageError(f"the alphabet {alphabet} has no complement; accepted: A, C, G and T in any order")
-    return [alphabet.index(_PAIRS[letter]) for letter in alphabet]
+    """The row of each letter's complement. Raises UsageError for letters that are not those of DNA or RNA."""
+    pairs = next((pairs for pairs in _PAIRS if sorted(alphabet) == sorted(pairs)), None)
+    if pairs is None:
+        raise UsageError(f"the alphabet {alphabet} has no complement; accepted: A, C, G and T, or U, in any order")
+    return [alphabet.index(pairs[letter]) for letter in alphabet]

@@ -1,10 +1,8 @@
 """Whether an output can be explained, told by running the model on a few inputs: scores, or what is none."""
 
 import warnings
-from pathlib import Path
 
 import torch
-from torch import fx
 
 from attrcli.errors import AttrcliWarning, InputError, ModelError
 from attrcli.methods._method import Method
@@ -61,13 +59,6 @@ def _require_fractions(model: Model, computed: torch.dtype) -> None:
             f"{what} is whole numbers ({str(dtype).removeprefix('torch.')}), such as the class that an argmax chose, "
             f"and no scores that could be explained; {way_out}"
         )
-
-
-def require_numbers(path: Path, graph: fx.GraphModule) -> None:
-    """Raise ModelError for weights that are NaN: every row would fail, each with a message of its own."""
-    for name, value in graph.state_dict().items():
-        if value.is_floating_point() and bool(value.isnan().any()):
-            raise ModelError(f"{path}: the weight '{name}' holds NaN, so that every output is NaN; train anew")
 
 
 def require(model: Model, method: Method, inputs: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.preprocess import Preprocess
 from attrcli.render import Style
 from attrcli.source import Source
-from attrcli.store import RunFile, Status
+from attrcli.store import RunFile, Status, require_folder, require_place
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -62,6 +62,7 @@ def prepare(folder: Path, ids: Iterable[str], method: str, *, force: bool = Fals
     except OSError as error:
         reason = "there is a file of that name" if isinstance(error, FileExistsError) else error.strerror
         raise UsageError(f"cannot make the folder {folder}: {reason}; choose another") from error
+    require_folder(folder)
     paths = {name: folder / file for name, file in file_names(ids).items()}
     there = {entry.name for entry in os.scandir(folder)}
     foreign = [] if force else [n for n, path in paths.items() if path.name in there and not _drawn(path, n, method)]
@@ -99,6 +100,7 @@ def _require_free(out: Path, runs: Sequence[RunFile], source: Source, force: boo
     """Raise UsageError where a picture would take the place of what it is made from, or of anything unless `force`."""
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; choose another name, or --force to write over it")
+    require_place(out)
     inputs = {os.path.realpath(source.root / name) for run in runs for name in run.ids}
     if os.path.realpath(out) in inputs | {os.path.realpath(run.path) for run in runs}:
         raise UsageError(f"{out} is a run file or an input; choose another name")

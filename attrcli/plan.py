@@ -17,7 +17,7 @@ import torch
 from attrcli import aside, baselines, data, methods, outputs, sequences, sidecar, targets
 from attrcli import model as models
 from attrcli.config import Config
-from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError
+from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError, WeightError
 from attrcli.formats.spec import TensorSpec
 from attrcli.graph.engine import Engine, free_memory
 from attrcli.methods._method import Method, shape_of
@@ -85,8 +85,6 @@ class Plan:
         self.baseline = self._baseline()
         self._settle_fixed()
         self._bound()
-        if self._engine is not None:
-            outputs.require_numbers(self.path, self._engine.graph)
         self.attribution_shape = self._attribution_shape()
         self.batch_size = self._batch_size()
         self.model.rows = self.explained.rows = self.batch_size
@@ -222,7 +220,7 @@ class Plan:
     def _baseline(self) -> baselines.Baseline | None:
         p = self.preprocess
         p = replace(p, size=self.shape) if p.kind == "array" else p
-        return aside.baseline(self.config, p, used=not self.method.needs.isdisjoint({"baseline", "baselines"}))
+        return aside.baseline(self.config, p, self.method.needs)
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -274,7 +272,7 @@ class Plan:
                 raise
             return None
         except ModelError as error:
-            if self._spec().shape is not None:
+            if self._spec().shape is not None or isinstance(error, WeightError):
                 raise
             held = "; a --fix array holds one sample, with or without a batch axis of 1" if self.fixed else ""
             raise ModelError(f"{error} ({self._assumed()}{held})") from error

@@ -26,7 +26,7 @@ from attrcli.methods import _pruning as pruning
 from attrcli.plan import Plan
 from attrcli.provenance import attributes
 from attrcli.score import apply_head
-from attrcli.store import MaskFile, MaskWriter, Status, is_mask_file, writing_masks
+from attrcli.store import MaskFile, MaskWriter, Status, is_mask_file, require_folder, writing_masks
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -92,6 +92,7 @@ def plan(wanted: Wanted, **options: Any) -> Plan:
     """The plan of a run: model, inputs and targets as `explain` has them; `out` is the folder. Raises AttrcliError."""
     folder = Path(options["out"])
     _require_free(folder, force=bool(options.get("force")))
+    require_folder(folder)
     method = wanted.criterion if wanted.criterion == "prune_int" else "prune_grad"
     given = {"sparsity": wanted.sparsity, "max_output_change": wanted.max_output_change, "ops": wanted.ops}
     chosen = {name: value for name, value in given.items() if value is not None}

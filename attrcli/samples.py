@@ -42,15 +42,16 @@ class Reader:
         return self._ahead[record.id]
 
     def read(self, record: data.Record) -> Sample:
-        """Read one input and preprocess it; what goes wrong is a message. Warns, once, of what image files lose."""
+        """Read one input and preprocess it; what goes wrong is a message. Warns, once, of how images change."""
         if record.id in self._ahead:
             return self._ahead.pop(record.id)
         p = self.preprocess
         try:
             stored = data.read(record, p.kind, channels=p.channels, columns=p.columns)
-            if stored.note and stored.note not in self._said:
-                self._said.add(stored.note)
-                warnings.warn(f"{record.id}: {stored.note} (said once for all inputs)", AttrcliWarning, stacklevel=2)
+            for note in stored.notes:
+                if note not in self._said:
+                    self._said.add(note)
+                    warnings.warn(f"{record.id}: {note} (said once for all inputs)", AttrcliWarning, stacklevel=2)
             raw = p.fit(stored.values)
             return Sample(raw, self.encode(raw), stored.sha256)
         except InputError as error:

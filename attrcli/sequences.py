@@ -117,7 +117,9 @@ def joined(first: Attribution, second: Attribution, alphabet: str) -> Attributio
 def require_strands(p: Preprocess, at: str | None) -> None:
     """Raise UsageError where inputs have no reverse complement."""
     if p.kind != "sequence":
-        raise UsageError(f"--reverse-complement: only DNA has one, and the inputs are of kind {p.kind}; leave it out")
+        raise UsageError(
+            f"--reverse-complement: only DNA and RNA have one, and the inputs are of kind {p.kind}; leave it out"
+        )
     if at is not None:
         raise UsageError(f"--reverse-complement: the node {at} has no other strand; leave out that, or --at")
     letters.complement(p.alphabet)

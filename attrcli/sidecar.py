@@ -107,7 +107,7 @@ def load_sidecar(path: Path) -> Preprocess:
     Raises: UsageError naming the file, and the key if one is wrong.
     """
     try:
-        mapping = tomllib.loads(path.read_text(encoding="utf-8"))
+        mapping = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -250,7 +250,7 @@ def parse_embedded(text: str | None, origin: str) -> Mapping[str, Any] | None:
     if text is None:
         return None
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{origin} (embedded attrcli.toml): is not TOML: {error}") from error
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cli_runs import TEST, explain, linear, onnx_file, refused, rows, scripted, table
+from cli_runs import TEST, explain, image, linear, onnx_file, refused, rows, scripted, table
 from onnx import TensorProto, helper
 
 SIZE = '[input]\nkind = "array"\nsize = [4]\n'
@@ -155,6 +155,15 @@ def test_the_shape_comes_from_the_arrays(tmp_path, out):
     assert "size = [...]" in message
 
 
+def test_weights_that_are_nan_say_nothing_of_the_input(tmp_path, out):
+    module = torch.nn.Linear(4, 3)
+    module.weight.data[1, 2] = float("nan")
+    (file,) = saved(tmp_path, rows=VALUES[0])
+    for sidecar in (None, SIZE):
+        message = refused(out, model=scripted(tmp_path / "net.pt", module, sidecar), inputs=file, code=4)
+        assert message.endswith("net.pt: stored tensor 'weight' holds NaN")
+
+
 def test_rows_taken_for_one_sample_are_told_with_the_way_out(tmp_path, out):
     model = scripted(tmp_path / "net.pt", torch.nn.Linear(4, 3))
     (file,) = saved(tmp_path, rows=VALUES)
@@ -177,6 +186,28 @@ def test_a_baseline_has_the_shape_of_the_arrays(tmp_path, out):
     message = refused(tmp_path / "b.h5", "-b", wrong, model=model, inputs=x, method="integrated_gradients")
     assert f"--baseline {wrong}" in message
     assert "(4, 3)" in message
+
+
+def test_of_a_set_of_baselines_the_file_that_does_not_fit_is_named(tmp_path, out):
+    folder = tmp_path / "set"
+    image(folder / "a.png", np.zeros((28, 28)))
+    image(folder / "b.png", np.zeros((30, 28)))
+    sidecar = tmp_path / "exact.toml"
+    for size, code in (("size = [28, 28]", 2), ("", 3)):
+        sidecar.write_text(f'[input]\nkind = "image"\nchannels = "L"\n{size}\n')
+        done = explain(out, "-b", folder, "-p", sidecar, method="expected_gradients", code=code)
+        assert "b.png" in done.err
+        assert "a.png" not in done.err
+
+
+def test_a_method_over_a_set_names_no_single_baseline_as_accepted(tmp_path, out):
+    model, (x,) = linear(tmp_path / "net.onnx", np.eye(4)), saved(tmp_path, x=VALUES)
+    for given in ((), ("-b", "black"), ("-b", "zero")):
+        message = refused(out, *given, model=model, inputs=x, method="expected_gradients")
+        assert message.endswith("at least 2 baselines; accepted: a directory, or a file of several inputs")
+    assert "holds one input; accepted: 2 to 1000" in refused(
+        out, "-b", saved(tmp_path, one=VALUES[0])[0], model=model, inputs=x, method="expected_gradients"
+    )
 
 
 # -- options that are empty, or name what is not there -------------------------------------------------------------

@@ -292,6 +292,18 @@ def test_what_image_files_lose_is_told_once(tmp_path, out):
     assert done.err.count("warning") == 1
 
 
+def test_colours_that_a_model_does_not_take_are_told_once(tmp_path, out):
+    generator = np.random.default_rng(0)
+    for number in range(70):
+        shape = (28, 28) if number % 2 else (28, 28, 3)
+        image(tmp_path / f"in/{number:02}.png", generator.integers(0, 256, shape))
+    done = explain(out, inputs=tmp_path / "in")
+    assert done.err.count("warning") == 1
+    assert "warning: 00.png: it has colours, and the model gets their brightness alone (said once for all" in done.err
+    done = explain(out, inputs=tmp_path / "in")
+    assert "warning" not in done.err
+
+
 # -- methods and their options -------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Baselines: values in raw space, seeds by sample id, files and backgrounds, refusals."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ ROWS = np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 30.0]])
 
 def nothing(path):
     raise AssertionError("no file should be read")
+
+
+def stored(*values):
+    return [(f"{i}.npy", np.asarray(each)) for i, each in enumerate(values)]
 
 
 def image_baseline(name, raw=RAW, sample_id="a", seed=0):
@@ -78,7 +83,7 @@ def test_shared_means_that_the_input_does_not_matter(name):
 def test_defaults():
     assert resolve(None, "image", load=nothing).name == "black"
     np.testing.assert_array_equal(resolve(None, "array", load=nothing)(ROWS, "a", 0), [np.zeros((3, 2))])
-    table = resolve(None, "table", load=lambda path: iter(ROWS), background=Path("b.csv"))
+    table = resolve(None, "table", load=lambda path: stored(*ROWS), background=Path("b.csv"))
     assert (table.name, table.shared, table.file) == ("mean", True, Path("b.csv"))
     np.testing.assert_array_equal(table(ROWS[0], "a", 0), [[3, 20]])
     assert set(DEFAULTS) == {"image", "array", "table", "sequence"}
@@ -98,7 +103,7 @@ def test_a_background_that_nothing_uses_is_refused(spec, kind):
 
 
 def test_column_means_of_whole_numbers_are_not_cut():
-    whole = resolve("mean", "table", load=lambda path: [np.array([1]), np.array([2])], background=Path("b"))
+    whole = resolve("mean", "table", load=lambda path: stored([1], [2]), background=Path("b"))
     np.testing.assert_array_equal(whole(np.array([5]), "a", 0), [[1.5]])
 
 
@@ -110,7 +115,7 @@ def test_empty_background():
 def test_file_is_used_for_every_sample(tmp_path):
     path = tmp_path / "x.png"
     path.touch()
-    baseline = resolve(str(path), "image", load=lambda given: [RAW] if given == path else [])
+    baseline = resolve(str(path), "image", load=lambda given: stored(RAW) if given == path else [])
     assert (baseline.name, baseline.shared, baseline.file) == ("file", True, path)
     np.testing.assert_array_equal(baseline(RAW * 0, "b", 3), [RAW])
     with pytest.raises(InputError, match=r"x\.png' has the shape \(20, 30, 3\), the input \(5, 5, 3\)"):
@@ -118,15 +123,39 @@ def test_file_is_used_for_every_sample(tmp_path):
 
 
 def test_several_inputs_are_a_set(tmp_path):
-    baseline = resolve(str(tmp_path), "image", load=lambda path: [RAW, RAW / 2])
+    baseline = resolve(str(tmp_path), "image", load=lambda path: stored(RAW, RAW / 2))
     assert (baseline.name, baseline.shared, baseline.file) == ("file", True, tmp_path)
     np.testing.assert_array_equal(baseline(RAW * 0, "b", 3), [RAW, RAW / 2])
+
+
+def test_of_a_set_the_one_with_another_shape_is_named(tmp_path):
+    baseline = resolve(str(tmp_path), "image", load=lambda path: stored(RAW, RAW[:5]))
+    with pytest.raises(InputError, match=rf"'{tmp_path}: 1\.npy' has the shape \(5, 30, 3\), the input \(20, 30, 3\)"):
+        baseline(RAW, "a", 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"), [(None, "image"), ("black", "array"), ("zero", "table"), ("zero", "sequence")]
+)
+def test_where_a_set_is_needed_names_of_one_baseline_are_refused(spec, kind):
+    told = f"--baseline {spec or 'black (the default)'}: .*at least 2 baselines; accepted: "
+    told += "shuffle:K, a directory" if kind == "sequence" else "a directory, or a file of several inputs"
+    with pytest.raises(UsageError, match=re.escape(told).replace(r"\.\*", ".*")):
+        resolve(spec, kind, load=nothing, several=True)
+
+
+def test_where_a_set_is_needed_a_set_of_one_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="holds one input; accepted: 2 to 1000"):
+        resolve(str(tmp_path), "image", load=lambda path: stored(RAW), several=True)
+    with pytest.raises(UsageError, match="shuffle:K, with K from 2 to 1000"):
+        resolve("shuffle:1", "sequence", load=nothing, alphabet="ACGT", several=True)
+    assert len(resolve(None, "sequence", load=nothing, alphabet="ACGT", several=True).fills) == 20
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "--baseline .*holds no input"), (1001, "more than 1000 inputs")])
 def test_a_set_of_none_or_too_many_is_refused(tmp_path, count, message):
     with pytest.raises(UsageError, match=message):
-        resolve(str(tmp_path), "image", load=lambda path: [RAW] * count)
+        resolve(str(tmp_path), "image", load=lambda path: stored(*[RAW] * count))
 
 
 def test_unknown_name_gets_a_suggestion_and_the_list():

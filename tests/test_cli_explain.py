@@ -577,8 +577,9 @@ def test_print_config_round_trips(tmp_path, out):
     assert values["batch_size"] == 5
     assert values["score"] == "prob"
     file = tmp_path / "run.toml"
-    file.write_text(printed)
-    assert attrcli("explain", "--config", file, "--print-config").out == printed
+    for mark in ("\ufeff", ""):
+        file.write_text(mark + printed, encoding="utf-8")
+        assert attrcli("explain", "--config", file, "--print-config").out == printed
     assert attrcli("explain", "--config", file).code == 0
     explain(tmp_path / "b.h5", *given, method="integrated_gradients")
     assert_same_rows(out, tmp_path / "b.h5")

@@ -75,7 +75,7 @@ def test_torchscript_that_does_not_tell_its_size_says_what_to_do(tmp_path):
     told = facts(tmp_path / "net.pt")
     assert "--shape" in told["note"]
     assert "sidecar" in told["note"]
-    assert all(text.startswith("no: ") for text in told["methods"].values())
+    assert all(text.startswith("not known: the file does not say") for text in told["methods"].values())
     assert told["operations"]["aten::batch_norm"] == 5
     assert "--preprocess" in told["preprocessing"]
     told = facts(tmp_path / "net.pt", "--shape", "1,28,28")
@@ -111,6 +111,22 @@ def test_an_operation_that_cannot_be_imported_is_shown(tmp_path):
     assert told["operations"]["Unique"] == 1
     assert "Unique" in told["methods"]["gradient"]
     assert told["methods"]["occlusion"] == "works, in ONNX Runtime"
+
+
+def test_several_inputs_without_sizes_are_not_said_to_work_with_nothing(tmp_path):
+    """What `inspect` proposes is what works."""
+
+    class Weighed(torch.nn.Module):
+        def forward(self, x, m):
+            return (x * m).cumsum(-1)
+
+    model = scripted(tmp_path / "net.pt", Weighed())
+    np.save(tmp_path / "x.npy", np.ones(4, np.float32))
+    told = facts(model, "--shape", "4")
+    assert set(told["methods"].values()) == {f"not known: {told['note']}"}
+    assert told["note"] == "the file does not say the size of 'm': try explain with --input x --fix m=FILE"
+    fix = ("--input", "x", "--fix", f"m={tmp_path / 'x.npy'}", "-t", "1")
+    explain(tmp_path / "r.h5", *fix, model=model, inputs=tmp_path / "x.npy", method="gradient")
 
 
 def test_several_inputs_and_outputs_are_listed(tmp_path):

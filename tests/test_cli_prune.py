@@ -232,7 +232,7 @@ def test_a_folder_that_is_not_ours(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "choose another folder" in prune(tmp_path / "file/out", model=MLP, code=2).err
+    assert "choose another place" in prune(tmp_path / "file/out", model="missing.onnx", code=2).err
 
 
 def test_weights_that_are_nan_and_a_linear_model(tmp_path):

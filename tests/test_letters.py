@@ -75,8 +75,14 @@ def test_the_complement_of_any_order_of_letters():
     for alphabet in ("ACGT", "TGAC"):
         turned = columns("AACGT", alphabet)[letters.complement(alphabet)][:, ::-1]
         assert letters.text_of(turned, alphabet) == "ACGTT"
-    with pytest.raises(UsageError, match="the alphabet ACGU has no complement"):
-        letters.complement("ACGU")
+    for alphabet in ("ACGU", "UGAC"):
+        turned = columns("AACGU", alphabet)[letters.complement(alphabet)][:, ::-1]
+        assert letters.text_of(turned, alphabet) == "ACGUU"
+    for alphabet in ("ACGTU", "ACGN", "ACG", "ACDEFGHIKLMNPQRSTVWY"):
+        with pytest.raises(
+            UsageError, match=f"the alphabet {alphabet} has no complement; accepted: A, C, G and T, or U"
+        ):
+            letters.complement(alphabet)
 
 
 @pytest.mark.parametrize("column", [[1, 1, 0, 0], [2, -1, 0, 0], [0.5, 0, 0, 0]])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from attrcli.errors import InputError, UsageError
 from attrcli.preprocess import KEYS, Preprocess
-from attrcli.sidecar import find, from_mapping, load_sidecar, preset, to_toml
+from attrcli.sidecar import find, from_mapping, load_sidecar, parse_embedded, preset, to_toml
 
 FULL = """
 [input]
@@ -45,9 +45,10 @@ def pixels(height, width, channels=3, seed=0):
 # --- sidecar files
 
 
-def test_the_documented_sidecar(tmp_path):
-    (tmp_path / "m.toml").write_text(FULL)
-    (tmp_path / "labels.txt").write_text("T-shirt/top\nété\n\n", encoding="utf-8")
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_documented_sidecar(tmp_path, mark):
+    (tmp_path / "m.toml").write_text(mark + FULL, encoding="utf-8")
+    (tmp_path / "labels.txt").write_text(f"{mark}T-shirt/top\nété\n\n", encoding="utf-8")
     found = load_sidecar(tmp_path / "m.toml")
     assert found == replace(preset("imagenet"), activation="softmax", labels=("T-shirt/top", "été"))
     assert found.sample_shape == (3, 224, 224)
@@ -159,6 +160,11 @@ def test_find_prefers_flag_over_sidecar_over_embedded(tmp_path, monkeypatch):
     assert find(model, "imagenet", embedded) == preset("imagenet")
     with pytest.raises(UsageError, match=r"'imagnet': no such file \(did you mean 'imagenet'\?\); accepted: a sidecar"):
         find(model, "imagnet", embedded)
+
+
+def test_an_embedded_sidecar_may_begin_with_a_byte_order_mark():
+    text = '[input]\nkind = "array"\n'
+    assert parse_embedded("\ufeff" + text, "m.onnx") == parse_embedded(text, "m.onnx") == {"input": {"kind": "array"}}
 
 
 def test_embedded_labels_must_be_inline():

@@ -312,7 +312,7 @@ def test_both_strands_are_complete_and_choose_one_target(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--reverse-complement"], "--reverse-complement: only DNA has one, and the inputs are of kind image"),
+        (["--reverse-complement"], "--reverse-complement: only DNA and RNA have one, and the inputs are of kind image"),
         (["--length", "5"], "--length 5: only for sequences, and the inputs are of kind image"),
         (["--length", "0"], "--length 0: a whole number of at least 1"),
     ],
@@ -321,10 +321,23 @@ def test_images_have_neither_strands_nor_length(tmp_path, flags, words):
     assert words in refused(tmp_path / "r.h5", *flags)
 
 
-def test_strands_are_of_dna_and_of_the_input(tmp_path, some):
-    rna = model(tmp_path / "rna.pt", alphabet="ACGU")
-    told = refused(tmp_path / "r.h5", "--reverse-complement", model=rna, inputs=some)
-    assert "the alphabet ACGU has no complement" in told
+def test_strands_of_rna_are_those_of_the_same_dna(tmp_path, some):
+    """The same net and letters, U for T."""
+    (tmp_path / "rna.fa").write_text(some.read_text().replace("T", "U").replace("t", "u"))
+    for name, alphabet, inputs in (("dna", "ACGT", some), ("rna", "ACGU", tmp_path / "rna.fa")):
+        net = model(tmp_path / f"{name}.pt", alphabet=alphabet)
+        out = tmp_path / f"{name}.h5"
+        explain(out, "--reverse-complement", "-b", "zero", "-t", "1", model=net, inputs=inputs, method="deeplift")
+    dna, rna = (rows(tmp_path / f"{name}.h5") for name in ("dna", "rna"))
+    assert np.abs(dna["attribution"]).max() > 0
+    for name in ("attribution", "score", "hypothetical"):
+        np.testing.assert_array_equal(dna[name], rna[name])
+
+
+def test_strands_are_of_dna_or_rna_and_of_the_input(tmp_path, some):
+    other = model(tmp_path / "other.pt", alphabet="ACGN")
+    told = refused(tmp_path / "r.h5", "--reverse-complement", model=other, inputs=some)
+    assert "the alphabet ACGN has no complement" in told
     nodes = json.loads(attrcli("inspect", DONOR, "--json").out)["nodes"]
     told = refused(tmp_path / "r.h5", "--reverse-complement", "--at", nodes[2], model=DONOR, inputs=DONORS)
     assert "has no other strand; leave out that, or --at" in told

@@ -62,7 +62,7 @@ def explain(
     labels: Labels = None,
     length: Annotated[int | None, typer.Option("--length", help="Crop or pad sequences to it, in the middle.")] = None,
     reverse_complement: Annotated[
-        bool | None, typer.Option("--reverse-complement", help="Explain the mean of both strands of DNA.")
+        bool | None, typer.Option("--reverse-complement", help="Explain the mean of both strands of DNA or RNA.")
     ] = None,
     input: InputName = None,
     fix: Fix = None,
@@ -108,7 +108,7 @@ def explain(
         return
     from attrcli import explain as verb
 
-    plan = verb.Plan(resolved)
+    plan = verb.plan(resolved)
     if dry_run:
         print_facts(asdict(plan.estimate()), as_json)
         return

@@ -34,19 +34,19 @@ def decode_image(source: bytes | Path, channels: str) -> npt.NDArray[Any]:
     return decode_and_note(source if isinstance(source, bytes) else source.read_bytes(), channels)[0]
 
 
-def decode_and_note(data: bytes, channels: str) -> tuple[npt.NDArray[Any], str]:
-    """As ``decode_image``; also what of the file the pixels leave out, '' for nothing."""
+def decode_and_note(data: bytes, channels: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    """As ``decode_image``; also what of the file the pixels leave out, or hold otherwise."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
-        note = _left_out(image, data)
+        notes = (*_left_out(image, data), *_converted(image, channels))
         try:
             turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
         except Exception:  # damaged EXIF data says nothing about the orientation
             turn = None
-        return to_channels(image if turn is None else image.transpose(turn), channels), note
+        return to_channels(image if turn is None else image.transpose(turn), channels), notes
 
 
-def _left_out(image: Image.Image, data: bytes) -> str:
+def _left_out(image: Image.Image, data: bytes) -> list[str]:
     found = []
     if image.format in _OF_FRAMES and _has_frames(data):
         found.append("only the first of its frames is read")
@@ -54,7 +54,18 @@ def _left_out(image: Image.Image, data: bytes) -> str:
         alpha = image.convert("LA" if image.mode in ("LA", "La") else "RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
             found.append("its transparency is dropped: a transparent pixel counts with the colour stored for it")
-    return "; ".join(found)
+    return found
+
+
+def _converted(image: Image.Image, channels: str) -> list[str]:
+    """What `to_channels` adds to the pixels of an image, or takes from them."""
+    if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
+        return [] if channels == "L" else [f"it is grey, and the model gets it as {channels}, three equal channels"]
+    if channels != "L":
+        return []
+    colours = to_channels(image, "RGB")
+    grey = bool((colours == colours[:, :, :1]).all())
+    return [] if grey else ["it has colours, and the model gets their brightness alone"]
 
 
 def _has_frames(data: bytes) -> bool:
@@ -88,12 +99,16 @@ def to_channels(image: Image.Image, channels: str) -> npt.NDArray[Any]:
     return np.ascontiguousarray(colours[:, :, ::-1]) if channels == "BGR" else colours
 
 
-def pixels(values: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]:
-    """An array that holds pixels as (H, W, C). Raises ValueError if it holds anything else."""
+def pixels(values: npt.NDArray[Any], channels: str) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
+    """An array that holds pixels as (H, W, C), and what these hold otherwise.
+
+    Raises ValueError if it holds anything else.
+    """
     shape = values.shape
     if values.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))) or 0 in shape:
         raise ValueError(
             f"holds {values.dtype} of shape {shape}; accepted as pixels: uint8 of shape (H, W), (H, W, 1 or 3), or "
             "several as (N, H, W, 1 or 3); for the model's own input values set kind = 'array' in the sidecar"
         )
-    return to_channels(Image.fromarray(values[..., 0] if shape[2:] == (1,) else values), channels)
+    image = Image.fromarray(values[..., 0] if shape[2:] == (1,) else values)
+    return to_channels(image, channels), tuple(_converted(image, channels))

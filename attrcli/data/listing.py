@@ -1,5 +1,6 @@
 """Arguments to records: files, directories, globs and lists, sorted, each with its id and label; no data is read."""
 
+import codecs
 import glob
 import os
 import sys
@@ -132,6 +133,7 @@ def _listed(path: str) -> list[str]:
 
 
 def _names(data: bytes) -> list[str]:
+    data = data.removeprefix(codecs.BOM_UTF8)
     lines = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     return [os.fsdecode(line) for line in lines if line.strip()]
 

@@ -23,7 +23,7 @@ from attrcli.errors import InputError, UsageError
 class Raw:
     """The numbers of one record, or its letters; ``size`` is an image's (width, height) after EXIF rotation, else None.
 
-    ``note`` says what of an image file the numbers leave out, '' for nothing.
+    ``notes`` say what of an image the numbers leave out or hold otherwise.
     The hash covers an image file's bytes, a table row's line and the header, a record's letters, or an array's dtype,
     shape and bytes.
     """
@@ -31,7 +31,7 @@ class Raw:
     values: npt.NDArray[Any]
     sha256: str
     size: tuple[int, int] | None
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read(record: Record, kind: str, *, channels: str = "RGB", columns: Sequence[str] | None = None) -> Raw:
@@ -49,8 +49,8 @@ def read(record: Record, kind: str, *, channels: str = "RGB", columns: Sequence[
         container = container_of(path, kind)
         if container == "image" and kind == "image":
             data = record.path.read_bytes()
-            values, note = decode_and_note(data, channels)
-            return Raw(values, hashlib.sha256(data).hexdigest(), (values.shape[1], values.shape[0]), note)
+            values, notes = decode_and_note(data, channels)
+            return Raw(values, hashlib.sha256(data).hexdigest(), (values.shape[1], values.shape[0]), notes)
         if container == "csv":
             values, digest = row_values(path, record.row, columns)
             return Raw(_finite(values), digest, None)
@@ -94,8 +94,8 @@ def _array(path: str, container: str, record: Record, kind: str, channels: str) 
     digest = hashed.hexdigest()
     if kind != "image":
         return Raw(_finite(values), digest, None)
-    shown = pixels(values, channels)
-    return Raw(shown, digest, (shown.shape[1], shown.shape[0]))
+    shown, notes = pixels(values, channels)
+    return Raw(shown, digest, (shown.shape[1], shown.shape[0]), notes)
 
 
 def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -64,6 +64,8 @@ def _foreign(head: bytes, path: Path) -> str | None:
 def _identify_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
+            if not any(entry.header_offset == 0 for entry in archive.infolist()):  # the list of an archive inside it
+                raise ModelError(f"{path}: a damaged or truncated archive (the list of its entries is not at its end)")
             names = archive.namelist()
             inner = {name.split("/", 1)[-1] for name in names}
             if any(name.startswith("code/") for name in inner) and "data.pkl" in inner:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from attrcli.errors import AttrcliError, ModelError
+from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
 from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes, one_line
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec, named
 from attrcli.graph.bounded import BoundedBuilder
@@ -62,6 +62,11 @@ class Pt2:
         module = program["graph_module"]
         self._graph, signature = module["graph"], module["signature"]
         for node in all_nodes(self._graph):
+            if node["target"].startswith("torch._functorch."):
+                raise UnsupportedOp(
+                    f"{node['target'][:80]}, of torch.vmap and other transforms of torch.func, is not supported; save "
+                    "the program as plain operators: torch.export.save(program.run_decompositions({}), 'model.pt2')"
+                )
             if not _TARGET.fullmatch(node["target"]):
                 raise ModelError(f"refused: the call target {node['target'][:80]!r} is no operator")
         self._sources = [_source(spec) for spec in signature["input_specs"]]

@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from attrcli.errors import ModelError, UnsupportedOp
+from attrcli.errors import ModelError, UnsupportedOp, WeightError
 from attrcli.graph import ops
 
 
@@ -40,7 +40,7 @@ def _check_tensor(module: fx.GraphModule, node: fx.Node, seen: set[str], checked
     seen.add(name)
     tensor = attribute(module, name)
     if id(tensor) not in checked and tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-        raise ModelError(f"stored tensor '{node.meta.get('origin', name)}' holds NaN")
+        raise WeightError(f"stored tensor '{node.meta.get('origin', name)}' holds NaN")
 
 
 def attribute(module: fx.GraphModule, name: str) -> torch.Tensor:

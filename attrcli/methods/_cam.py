@@ -15,7 +15,7 @@ Weighing = Callable[[Tensor, Tensor], Tensor]
 
 
 def ruled(model: Model, inputs: Tensor, node: str, grid: str, method: str) -> tuple[Grid, Ruled]:
-    """The grid at the node, and the graph from there on. Raises UsageError where there is no grid to read."""
+    """The grid at the node, and the graph from there on. Raises ModelError where there is no grid to read."""
     place = located(model, tuple(inputs.shape[1:]), node, grid, method)
     return place, model.ruled(inputs, lambda node, varying: PLAIN, method, at=place.node)
 

@@ -120,8 +120,17 @@ def convert(kind: type, name: str, description: Description, options: Mapping[st
         try:
             values[key] = _convert(value, hints[key])
         except (ValueError, TypeError):
-            raise UsageError(f"{name}: option {key}={value!r} does not fit its type, {known[key].type}") from None
+            why = ": it is not a finite number" if _is_endless(value) else ""
+            raise UsageError(f"{name}: option {key}={value!r} does not fit its type, {known[key].type}{why}") from None
     return values
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a value is NaN or an infinity, as a number or as text."""
+    try:
+        return not math.isfinite(float(value))
+    except (ValueError, TypeError):
+        return False
 
 
 def _convert(value: Any, kind: Any) -> Any:

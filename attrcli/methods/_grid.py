@@ -74,11 +74,9 @@ def upsampled(cells: Tensor, shape: tuple[int, ...]) -> Tensor:
 def grids(model: Model, shape: tuple[int, ...]) -> dict[fx.Node, Grid]:
     """All nodes of the graph of the logits with one value per channel and place, in the graph's order.
 
-    Raises UsageError for samples without a grid: tables, vectors.
+    Raises ModelError for samples without a grid: tables, vectors.
     """
-    if not 2 <= len(shape) <= 4:
-        what = "one channel axis and one to three of a grid: images, volumes, sequences"
-        raise UsageError(f"a sample of {'x'.join(map(str, shape))} has no grid of positions; accepted: {what}")
+    _require_places(shape)
     graph = model.engine(shape).logits
     axes = _axes.follow(graph, model.input, channels_last=model.channels_last_input)
     found = {}
@@ -86,6 +84,12 @@ def grids(model: Model, shape: tuple[int, ...]) -> dict[fx.Node, Grid]:
         if node.op == "call_function" and (grid := _read(node, each, len(shape) - 1)) is not None:
             found[node] = grid
     return found
+
+
+def _require_places(shape: tuple[int, ...]) -> None:
+    if not 2 <= len(shape) <= 4:
+        what = "one channel axis and one to three of a grid: images, volumes, sequences"
+        raise ModelError(f"a sample of {'x'.join(map(str, shape))} has no grid of positions; accepted: {what}")
 
 
 def _read(node: fx.Node, axes: Axes, dims: int) -> Grid | None:
@@ -118,8 +122,8 @@ def located(
 ) -> Grid:
     """The grid of a node that is named, or of the default one (auto); `grid` is told by hand, as 14x14, or auto.
 
-    The default one is at most `coarse` times coarser than the input. Raises UsageError where there is none, or where
-    what is what at the node is not known.
+    The default one is at most `coarse` times coarser than the input. Raises ModelError where the model has none;
+    UsageError where the node must be named, for another name, and where what is what at the node is not known.
     """
     if node == "auto" and grid != "auto":
         raise UsageError(f"{method}: -o grid={grid} says what lies at a node that is named: give --at NODE, too")
@@ -128,12 +132,13 @@ def located(
     if key not in known:
         try:
             known[key] = _default(model, shape, coarse) if node == "auto" else _at(model, shape, node, grid)
-        except UsageError as error:
-            raise UsageError(f"{model.path}: {method}: {error}") from error
+        except (UsageError, ModelError) as error:
+            raise type(error)(f"{model.path}: {method}: {error}") from error
     return known[key]
 
 
 def _at(model: Model, shape: tuple[int, ...], name: str, grid: str) -> Grid:
+    _require_places(shape)
     node = named(model.engine(shape).logits, name)
     size = "x".join(["N", *map(str, node.meta["shapes"][1][1:])])
     if not leads_with_batch(node):
@@ -197,7 +202,7 @@ def _default(model: Model, shape: tuple[int, ...], coarse: int | None) -> Grid:
             _require_followed(model, shape, node)
             return found[_after(node, found)]
     fine = f" and no coarser than 1/{coarse}" if coarse else ""
-    raise UsageError(f"no node has channels and a grid of {FEWEST} places of the input or more{fine}; {_NAME_ONE}")
+    raise ModelError(f"no node has channels and a grid of {FEWEST} places of the input or more{fine}; {_NAME_ONE}")
 
 
 def _require_followed(model: Model, shape: tuple[int, ...], chosen: fx.Node) -> None:
@@ -267,7 +272,7 @@ def felt(model: Model, shape: tuple[int, ...], nodes: list[fx.Node]) -> dict[fx.
     kind = model.input_dtype or model.dtype
     noise = torch.randn(rows, *shape, generator=generator, dtype=torch.float64).to(model.dtype)
     if not kind.is_floating_point:
-        raise ModelError(f"{model.path}: input '{model.input}' holds whole numbers ({kind}) and has no gradient")
+        raise ModelError(f"input '{model.input}' holds whole numbers ({kind}) and has no gradient")
     arguments = [tensor.cpu() for tensor in model.arguments(noise.to(model.device).requires_grad_(True)).values()]
     kept = _Kept(ready.logits, set(nodes))
     with torch.enable_grad(), warnings.catch_warnings():

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx
 
-from attrcli.errors import UnsupportedOp, UsageError
+from attrcli.errors import ModelError, UnsupportedOp, UsageError
 from attrcli.graph.rules import Ruled
 from attrcli.methods import _attention
 from attrcli.methods._axes import BATCH, CHANNEL, Axis, plain
@@ -108,7 +108,11 @@ def _found(model: Model, shape: tuple[int, ...]) -> _Found:
     known = _FOUND.setdefault(model.engine(shape).run, {})
     if model.input not in known:
         maps = _attention.find(model, shape, "attention_rollout")
-        known[model.input] = _Found(tuple(node.name for node in maps.nodes), *_read(model, shape, maps.tokens))
+        try:
+            read = _read(model, shape, maps.tokens)
+        except ModelError as error:
+            raise type(error)(f"{model.path}: attention_rollout: {error}") from error
+        known[model.input] = _Found(tuple(node.name for node in maps.nodes), *read)
     return known[model.input]
 
 
@@ -118,7 +122,7 @@ def _read(model: Model, shape: tuple[int, ...], tokens: Axis) -> tuple[Grid, Ten
     nodes = [node for node, grid in found.items() if grid.tokens is not None and grid.axes[grid.tokens] == tokens]
     gradients = felt(model, shape, nodes[-1:])
     if not gradients:
-        raise UnsupportedOp(f"{model.path}: attention_rollout: no tokens lead from the attentions to the output")
+        raise UnsupportedOp("no tokens lead from the attentions to the output")
     ((node, gradient),) = gradients.items()
     dim = found[node].tokens
     assert dim is not None

@@ -20,7 +20,8 @@ class ExcitationBackprop:
     Negative weights and biases have no part. It is read at a node, summed over channels: the last one with at least an
     eighth of the input's resolution. What reaches a unit that nothing excites is lost, and booked as remainder; what
     flows past a node inside a residual block is not in its map. Refused are ops through which no excitation is defined:
-    softmax, layer norms, GELU and others that fall somewhere.
+    softmax, layer norms, GELU and others that fall somewhere. At the node, map and remainder sum to 1 unless it
+    is contrastive; interpolated, values stay those of the cells: of cells of k x k pixels the map sums to k^2 as much.
     """
 
     paper: ClassVar[str] = "Zhang et al. 2016, arXiv 1608.00507"
@@ -47,7 +48,7 @@ class ExcitationBackprop:
         return place, model.ruled(inputs, choose, name, advice, at=place.node, norms="kept")
 
     def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
-        """The graph from the node on. Raises UnsupportedOp for an op without a rule, UsageError without a grid."""
+        """The graph from the node on. Raises UnsupportedOp for an op without a rule, ModelError without a grid."""
         return self._ruled(model, inputs)[1]
 
     def attribute(

@@ -36,13 +36,13 @@ class GradCamPlusPlus:
         return 1, 1
 
     def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
-        """The graph from the node on. Raises UsageError where there is no grid to read."""
+        """The graph from the node on. Raises ModelError where there is no grid to read."""
         return _cam.ruled(model, inputs, self.node, self.grid, "grad_cam_pp")[1]
 
     def attribute(
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
-        """Explain by the node's channels. Raises UsageError where there is no grid to read."""
+        """Explain by the node's channels. Raises ModelError where there is no grid to read."""
         place, made = _cam.ruled(model, inputs, self.node, self.grid, "grad_cam_pp")
         return _cam.attribute(model, inputs, target, place, made, weigh)
 

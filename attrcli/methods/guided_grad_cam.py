@@ -37,7 +37,7 @@ class GuidedGradCam:
         return 2, 2
 
     def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
-        """The graph with guided ReLUs. Raises UnsupportedOp for one that has none, UsageError where no grid is."""
+        """The graph with guided ReLUs. Raises UnsupportedOp for one that has none, ModelError where no grid is."""
         GradCam(self.node, self.grid).ruled(model, inputs)
         return GuidedBackprop().ruled(model, inputs)
 

@@ -23,6 +23,7 @@ _AXIS = 64  # room for the numbers of the axis
 _HALF = 56  # pixels from zero to the end of the scale
 _WIDE = (10, 28)  # narrowest and widest letter
 _CELL = (320, 40)  # a cell of a grid: width, and half of its height
+_NARROW = 0.5  # of the width of H: letters below it, I for one, are not stretched to the width of the others
 _FINE = 4  # a letter is drawn so many times larger, then reduced
 _COLOURS = {"A": (0, 150, 0), "C": (30, 80, 220), "G": (245, 165, 0), "T": (214, 39, 40), "U": (214, 39, 40)}
 _PROTEIN = {"GSTYC": (0, 150, 0), "NQ": (150, 0, 150), "KRH": (30, 80, 220), "DE": (214, 39, 40)}
@@ -150,7 +151,7 @@ def colour_of(letter: str, alphabet: str) -> tuple[int, int, int]:
 
 
 def glyph(letter: str, size: tuple[int, int]) -> Image.Image:
-    """A letter's outline stretched over `size` (width, height), as a mask."""
+    """A letter's outline stretched over `size` (width, height), as a mask; a narrow letter keeps its width beside H."""
     width, height = size
     mask = Image.new("L", (width * _FINE, height * _FINE), 0)
     draw = ImageDraw.Draw(mask)
@@ -162,13 +163,21 @@ def glyph(letter: str, size: tuple[int, int]) -> Image.Image:
 @cache
 def _outlines(letter: str) -> list[tuple[npt.NDArray[np.float64], bool]]:
     """The closed curves of a letter in the unit square, y downwards, the largest first; and whether ink is inside."""
+    curves, low, high = _drawn(letter)
+    _, left, right = _drawn("H")
+    share = (high - low)[0] / (right - left)[0]
+    wide = share if share < _NARROW else 1.0
+    unit = [(curve - low) / (high - low) * [wide, -1] + [(1 - wide) / 2, 1] for curve in curves]
+    unit.sort(key=lambda curve: -abs(_area(curve)))
+    return [(curve, _area(curve) * _area(unit[0]) > 0) for curve in unit]
+
+
+def _drawn(letter: str) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The closed curves of a letter, y upwards, and the lower left and the upper right corner of what they fill."""
     with _LOCK:
         path = TextPath((0, 0), letter, size=100, prop=FontProperties(family="DejaVu Sans", weight="bold"))
     curves = [np.asarray(curve) for curve in path.to_polygons()]
-    low, high = np.concatenate(curves).min(0), np.concatenate(curves).max(0)
-    unit = [(curve - low) / (high - low) * [1, -1] + [0, 1] for curve in curves]
-    unit.sort(key=lambda curve: -abs(_area(curve)))
-    return [(curve, _area(curve) * _area(unit[0]) > 0) for curve in unit]
+    return curves, np.concatenate(curves).min(0), np.concatenate(curves).max(0)
 
 
 def _area(curve: npt.NDArray[np.float64]) -> float:

@@ -3,7 +3,7 @@
 `RunWriter` writes a run file and resumes it, `RunFile` reads one, finished or still in progress.
 """
 
-from .disk import disk_errors, replacing, write_datasets
+from .disk import disk_errors, replacing, require_folder, require_place, write_datasets
 from .layout import EXTRAS, SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
 from .masks import MASK_SCHEMA, MaskFile, MaskWriter, is_mask_file, writing_masks
 from .reader import RunFile, is_run_file
@@ -28,6 +28,8 @@ __all__ = [
     "is_mask_file",
     "is_run_file",
     "replacing",
+    "require_folder",
+    "require_place",
     "write_datasets",
     "writing_masks",
 ]

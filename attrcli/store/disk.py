@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -69,6 +70,24 @@ def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
             f"{path}: {why}: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free; rows already written are kept; "
             "free some space and run the same command again, or choose another --out"
         ) from error
+
+
+def require_place(path: Path) -> None:
+    """Raise UsageError where no file of this name can be written, before what it shall hold is computed."""
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise UsageError(f"cannot write {path}: it is a device or a pipe, not a file; give the name of a file")
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise UsageError(f"cannot write {path}: {problem}; give the name of a file in an existing folder")
+    with disk_errors(path):
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def require_folder(folder: Path) -> None:
+    """Raise UsageError where there can be no folder of this name with files in it; none is made."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with disk_errors(folder):
+        tempfile.TemporaryFile(dir=there).close()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from .disk import LIBVER, Lock, Rows, disk_errors, packed, preallocate, replacing, reserve, size_of
+from .disk import LIBVER, Lock, Rows, disk_errors, packed, preallocate, replacing, require_place, reserve, size_of
 from .layout import (
     MESSAGE_BYTES,
     SCHEMA,
@@ -86,11 +86,7 @@ class RunWriter:
         path = Path(path)
         if not ids or len(set(ids)) < len(ids):
             raise ValueError("a run file needs ids, each of them once")
-        if path.exists() and not path.is_dir() and not path.is_file():
-            raise UsageError(f"cannot write {path}: it is a device or a pipe, not a file; give the name of a file")
-        if path.is_dir() or not path.parent.is_dir():
-            problem = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise UsageError(f"cannot write {path}: {problem}; give the name of a file in an existing folder")
+        require_place(path)
         with disk_errors(path):
             _require_own(path, part_of(path))
             lock = Lock(path)

@@ -140,24 +140,53 @@ def test_animated_gif_is_its_first_frame():
 def noted(tmp_path, image, format, **options):
     path = tmp_path / f"x.{format.lower()}"
     path.write_bytes(encoded(image, format, **options))
-    return only(path).note
+    return only(path).notes
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 def test_dropped_transparency_is_noted(tmp_path, mode):
     image = Image.new(mode, (2, 1))
     options = {"P": {"transparency": 0}, "RGB": {"transparency": (0, 0, 0)}}.get(mode, {})
-    assert "transparency is dropped" in noted(tmp_path, image, "PNG", **options)
+    [note] = (note for note in noted(tmp_path, image, "PNG", **options) if "grey" not in note)
+    assert note.startswith("its transparency is dropped")
     opaque = Image.new(mode, (2, 1), {"RGBA": (1, 2, 3, 255), "LA": (9, 255), "P": 1, "RGB": (1, 2, 3)}[mode])
-    assert noted(tmp_path, opaque, "PNG", **options) == ""
+    assert all("grey" in note for note in noted(tmp_path, opaque, "PNG", **options))
 
 
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
 def test_frames_that_are_not_read_are_noted(tmp_path, format):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    assert noted(tmp_path, frames[0], format) == ""
+    assert noted(tmp_path, frames[0], format) == ()
     several = noted(tmp_path, frames[0], format, save_all=True, append_images=frames[1:])
-    assert several == "only the first of its frames is read"
+    assert several == ("only the first of its frames is read",)
+
+
+GREY = np.arange(0, 240, 10, np.uint8).reshape(6, 4)
+
+
+@pytest.mark.parametrize(
+    ("made", "channels", "told"),
+    [
+        (Image.fromarray(GREY), "RGB", "it is grey, and the model gets it as RGB"),
+        (Image.fromarray(GREY), "BGR", "it is grey, and the model gets it as BGR"),
+        (Image.fromarray(GREY.astype(np.uint16)), "RGB", "it is grey"),
+        (Image.fromarray(GREY > 100), "RGB", "it is grey"),
+        (Image.fromarray(F_SHAPE), "L", "it has colours, and the model gets their brightness alone"),
+        (Image.fromarray(F_SHAPE).convert("P"), "L", "it has colours"),
+        (Image.fromarray(GREY), "L", ""),
+        (Image.fromarray(F_SHAPE), "RGB", ""),
+        (Image.fromarray(F_SHAPE), "BGR", ""),
+        (Image.fromarray(np.repeat(GREY[:, :, None], 3, 2)), "L", ""),  # nothing is lost
+    ],
+)
+def test_a_conversion_between_grey_and_colours_is_noted(made, channels, told, tmp_path):
+    made.save(tmp_path / "x.png")
+    found = only(tmp_path / "x.png", channels=channels).notes
+    if made.mode in ("L", "RGB"):
+        np.save(tmp_path / "y.npy", np.asarray(made))
+        assert only(tmp_path / "y.npy", channels=channels).notes == found
+    assert len(found) == bool(told)
+    assert all(note.startswith(told) for note in found)
 
 
 def test_what_is_wrong_behind_the_first_frame_does_not_matter(tmp_path):

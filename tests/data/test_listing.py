@@ -46,10 +46,11 @@ def test_names_with_glob_characters_are_names_if_they_exist(tmp_path, monkeypatc
     assert ids(collect(["a[1]*"], "image")) == ["a1.png"]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\0"])
-def test_lists_from_file_and_stdin(tree, separator):
-    text = separator.join([str(tree / "shoe"), str(tree / "bag/c.png"), ""])
-    (tree / "list.txt").write_text(text, newline="")
+def test_lists_from_file_and_stdin(tree, separator, mark):
+    text = mark + separator.join([str(tree / "shoe"), str(tree / "bag/c.png"), ""])
+    (tree / "list.txt").write_text(text, encoding="utf-8", newline="")
     listed = collect([f"@{tree}/list.txt"], "image")
     assert ids(listed) == ["bag/c.png", "shoe/a.JPG", "shoe/b.png"]
     assert collect(["-"], "image", stdin=io.StringIO(text)) == listed

@@ -168,6 +168,16 @@ def test_changed_bytes_are_model_errors(file, tmp_path):
     assert failed >= 40
 
 
+@pytest.mark.parametrize("file", ["fashion_cnn.pt", "fashion_cnn.pt2", "fashion_mlp.pt2"])
+def test_an_archive_that_is_cut_short_is_not_taken_for_one_that_lies_in_it(file, tmp_path):
+    """A .pt2 holds its sample inputs as an archive of torch.save, whose list is the last when the .pt2's is gone."""
+    data = (SAMPLES / file).read_bytes()
+    for lost in (1, 22, 2000, len(data) // 100, len(data) // 2):
+        (tmp_path / "model.bin").write_bytes(data[:-lost])
+        with pytest.raises(ModelError, match=r"model\.bin: a damaged or truncated archive \("):
+            identify(tmp_path / "model.bin")
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_random_bytes_are_model_errors(size, tmp_path):
     draw = random.Random(size)

@@ -303,6 +303,25 @@ def test_targets_that_are_no_operators_are_refused(target, honest, tmp_path):
         formats.load(edited(honest, tmp_path / "e.pt2", MODEL, change))
 
 
+class Mapped(nn.Linear):
+    """A linear layer and a ReLU, for one sample."""
+
+    def forward(self, x):
+        return torch.vmap(lambda row: nn.functional.linear(row, self.weight, self.bias).relu())(x)
+
+
+def test_vmap_is_an_operation_that_is_not_supported_and_decomposed_it_is_none(tmp_path):
+    module = ready(Mapped(4, 3))
+    program = exported(module, (4,))
+    with quiet():
+        torch.export.save(program, tmp_path / "net.pt2")
+        torch.export.save(program.run_decompositions({}), tmp_path / "plain.pt2")
+    with pytest.raises(UnsupportedOp, match=r"torch\.vmap .* is not supported; .*run_decompositions") as caught:
+        formats.load(tmp_path / "net.pt2")
+    assert "refused" not in str(caught.value)
+    assert_same(build(tmp_path / "plain.pt2", (4,)), module, (4,))
+
+
 @pytest.mark.parametrize(
     "target", ["torch.ops.aten.save.default", "torch.ops.aten.from_file.default", "math.exp", "_operator.delitem"]
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 from attrcli import methods, model
-from attrcli.errors import ModelError, UsageError
+from attrcli.errors import AttrcliError, ModelError, UsageError
 from attrcli.graph import engine
 from attrcli.methods import grad_cam, grad_cam_pp, layer_cam
 from attrcli.methods._grid import located, upsampled
@@ -265,22 +265,29 @@ def test_a_frozen_batch(tmp_path):
                 assert away(values[4:], alone) < 1e-12
 
 
+TABULAR = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
 @pytest.mark.parametrize(
-    ("net", "shape", "options", "match"),
+    ("net", "shape", "options", "kind", "match"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(96, 3)), (2, 6, 8), {}, "no node has channels and a grid"),
-        (nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)), (7,), {}, "a sample of 7 has no grid"),
-        (nn.Conv2d(2, 3, 1), (2, 6, 8), {}, "the output itself has a grid"),
-        (Gap(2), (2, 6, 8), {"node": "reluu"}, "no node 'reluu' in the graph; did you mean 'relu'"),
-        (Gap(2), (2, 6, 8), {"node": "linear"}, r"which axes of node 'linear' \(Nx5\) are .* say -o grid=HxW"),
-        (Gap(2), (2, 6, 8), {"node": "relu", "grid": "3"}, "-o grid=3: give 2 sizes, as in 14x14"),
-        (Gap(2), (2, 6, 8), {"node": "relu", "grid": "5x5"}, "accepted: N x tokens x channels"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(96, 3)), (2, 6, 8), {}, ModelError, "no node has channels and a grid"),
+        (TABULAR, (7,), {}, ModelError, "grad_cam: a sample of 7 has no grid"),
+        (TABULAR, (7,), {"node": "relu", "grid": "2x2"}, ModelError, "a sample of 7 has no grid"),
+        (nn.Conv2d(2, 3, 1), (2, 6, 8), {}, UsageError, "the output itself has a grid"),
+        (Gap(2), (2, 6, 8), {"grid": "6x8"}, UsageError, "-o grid=6x8 says what lies at a node that is named"),
+        (Gap(2), (2, 6, 8), {"node": "reluu"}, UsageError, "no node 'reluu' in the graph; did you mean 'relu'"),
+        (Gap(2), (2, 6, 8), {"node": "linear"}, UsageError, r"axes of node 'linear' \(Nx5\) are .* say -o grid=HxW"),
+        (Gap(2), (2, 6, 8), {"node": "relu", "grid": "3"}, UsageError, "-o grid=3: give 2 sizes, as in 14x14"),
+        (Gap(2), (2, 6, 8), {"node": "relu", "grid": "5x5"}, UsageError, "accepted: N x tokens x channels"),
     ],
 )
-def test_refused(net, shape, options, match, tmp_path):
+def test_refused(net, shape, options, kind, match, tmp_path):
+    """What the model lacks is the model's error, a node or a grid that is named badly is the user's."""
     for name in CAMS:
-        with pytest.raises((UsageError, ModelError), match=match):
+        with pytest.raises(AttrcliError, match=match.replace("grad_cam:", f"{name}:")) as caught:
             explain(name, net, batch(3, *shape), tmp_path, **options)
+        assert caught.type is kind
 
 
 class Shuffled(nn.Module):

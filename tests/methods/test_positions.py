@@ -6,9 +6,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cli_runs import CNN, attrcli, explain, refused
+from cli_runs import CNN, attrcli, explain, linear, refused, table
 from grid_nets import TinyVit
 from PIL import Image
+
+from attrcli.methods import METHODS, description
 
 SIDECAR = """[input]
 kind = "image"
@@ -81,8 +83,18 @@ def test_a_node_by_name_and_what_there_is_none_for(tmp_path):
         assert run["attribution"].shape == (6, 1, 28, 28)
         assert run.attrs["at"] == "relu_1"
     assert "no node 'reluu'" in refused(tmp_path / "a.h5", "--at", "reluu", model=CNN, method="grad_cam")
-    assert "no node has channels and a grid" in refused(tmp_path / "b.h5", method="grad_cam")
-    assert "found no attention" in refused(tmp_path / "c.h5", model=CNN, method="attention_rollout", code=4)
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if "positions" in description(name).gives or "cam" in name]
+)
+def test_a_model_without_what_a_method_reads_is_exit_4(method, tmp_path):
+    """An MLP on images, and on a table."""
+    told = "found no attention" if method == "attention_rollout" else "no node has channels and a grid"
+    assert told in refused(tmp_path / "a.h5", method=method, code=4)
+    told = "found no attention" if method == "attention_rollout" else "a sample of 4 has no grid of positions"
+    model, inputs = linear(tmp_path / "net.onnx", np.ones((3, 4))), table(tmp_path / "x.csv", np.ones((2, 4)))
+    assert told in refused(tmp_path / "b.h5", model=model, inputs=inputs, method=method, code=4)
 
 
 def test_options_that_would_have_no_effect_are_refused(tmp_path):

@@ -151,9 +151,13 @@ def test_text_becomes_the_type_of_the_option(name: str, given: object, option: s
         ("integrated_gradients", "steps", [50], "int | auto"),
         ("integrated_gradients", "steps", "", "int | auto"),
         ("integrated_gradients", "rule", "simpson", "gausslegendre | trapezoid"),
-        ("integrated_gradients", "tolerance", "nan", "float"),
+        ("integrated_gradients", "tolerance", "nan", "float: it is not a finite number"),
+        ("lrp", "epsilon", "NaN", "float: it is not a finite number"),
+        ("lrp", "epsilon", float("nan"), "float: it is not a finite number"),
+        ("integrated_gradients", "steps", "inf", "int | auto: it is not a finite number"),
         ("integrated_gradients", "max_steps", "auto", "int"),
-        ("smoothgrad", "noise", "inf", "float"),
+        ("smoothgrad", "noise", "-inf", "float: it is not a finite number"),
+        ("smoothgrad", "noise", "1e400", "float: it is not a finite number"),
         ("smoothgrad", "noise", "loud", "float"),
         ("smoothgrad", "noise", False, "float"),
         ("smoothgrad", "reduce", "Mean", "mean | squared | variance"),
@@ -196,7 +200,7 @@ def test_switches(text: object, value: bool) -> None:
 def test_other_types() -> None:
     assert converted(limit="none", level="3") == {"limit": None, "level": 3}
     assert converted(limit="0.5", level="high") == {"limit": 0.5, "level": "high"}
-    for options in ({"flag": "maybe"}, {"flag": 2}, {"limit": "no"}, {"level": "middle"}):
+    for options in ({"flag": "maybe"}, {"flag": 2}, {"limit": "no"}, {"limit": "nan"}, {"level": "middle"}):
         with pytest.raises(UsageError, match="does not fit its type"):
             converted(**options)
 

@@ -78,15 +78,27 @@ def test_a_stack_has_the_smallest_at_the_axis():
 
 
 def test_letters_are_outlines_with_their_holes():
-    a, t, i = (np.asarray(glyph(letter, (60, 80))) for letter in "ATI")
+    a, t = (np.asarray(glyph(letter, (60, 80))) for letter in "AT")
     assert a[:5, :10].max() == 0  # beside the top of an A
     assert a[30, 30] == 0  # its hole, between the two legs above the bar
     assert a[2, 30] > 200
     assert t[2, 5] > 200
     assert t[40, 5] == 0
     assert t[40, 30] > 200
-    assert (i > 200).mean() > 0.9  # fills its box
     assert glyph("G", (1, 1)).size == (1, 1)
+
+
+def test_an_i_is_a_stroke_and_no_block():
+    """As wide beside an H as in the typeface, in the middle; as high as all letters."""
+    i = np.asarray(glyph("I", (60, 80))) > 127
+    columns = np.flatnonzero(i.any(axis=0))
+    assert len(columns) == pytest.approx(60 * 18.8 / 65.3, abs=1)
+    assert abs(columns[0] + columns[-1] - 59) <= 1
+    assert i[:, columns].all()
+    for letter in "ACDEFGHKLMNPQRSTVWYX":
+        others = np.asarray(glyph(letter, (60, 80))) > 127
+        assert others.any(axis=0)[1:-1].all()
+        assert others.mean() < 0.8
 
 
 def test_the_stretch_of_the_largest_contributions_is_shown():
