@@ -9,6 +9,7 @@ from attrcli import targets
 from attrcli.config import Config
 from attrcli.errors import InputError, UsageError
 from attrcli.graph.completeness import Walk, walk
+from attrcli.methods._method import Ruling
 from attrcli.plan import Plan
 from attrcli.score import select
 
@@ -39,6 +40,7 @@ def completeness(
     if (batch := plan.model.engine(plan.shape).batch) not in (None, 1):
         raise UsageError(f"{path}: its batch is frozen at {batch}; --complete walks with one input")
     assert plan.baseline is not None
+    assert isinstance(plan.method, Ruling)
     inputs = plan.tensor([sample.x])
     reference = plan.tensor([plan.encode(plan.baseline(sample.raw, record.id, plan.config.seed)[0])])
     logits, head = plan.model.logits(inputs).requires_grad_(True), plan.model.head(inputs)
@@ -46,7 +48,7 @@ def completeness(
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(select(logits, chosen, head).sum(), logits)
     here, there = ([*plan.model.arguments(each).values()] for each in (inputs, reference))
-    walked = walk(plan.method.ruled(plan.model, inputs), here, there, gradient)  # type: ignore[attr-defined]
+    walked = walk(plan.method.ruled(plan.model, inputs), here, there, gradient)
     return _walked(str(path), record.id, walked)
 
 

@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from attrcli.errors import AttrcliWarning, InputError, ModelError
-from attrcli.methods._method import Method
+from attrcli.methods._method import Method, Ruling
 from attrcli.model import Model
 
 _FEWEST = 8
@@ -69,8 +69,8 @@ def require(model: Model, method: Method, inputs: torch.Tensor) -> None:
     _require_fractions(model, model.logits(inputs[:1]).dtype)
     if "gradient" in method.needs:
         require_gradient(model, inputs[:1])
-    if not method.needs.isdisjoint({"rules", "node"}):
-        method.ruled(model, inputs[:1])  # type: ignore[attr-defined]
+    if isinstance(method, Ruling):
+        method.ruled(model, inputs[:1])
 
 
 def require_gradient(model: Model, inputs: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, ModelError, UnsupportedOp, UsageError, WeightError
 from attrcli.formats.spec import TensorSpec
 from attrcli.graph.engine import Engine, free_memory
-from attrcli.methods._method import Method, shape_of
+from attrcli.methods._method import Method, Ruling, shape_of
 from attrcli.preprocess import CHANNELS, Preprocess
 from attrcli.samples import Reader, Sample
 from attrcli.score import SCORES, select
@@ -338,8 +338,8 @@ class Plan:
         outputs.examine(self.model, inputs, len(self.preprocess.labels or ()))
         if "gradient" in self.method.needs and self.at is None:
             outputs.require_gradient(self.model, inputs[:1])
-        if not self.method.needs.isdisjoint({"rules", "node"}):
-            self.method.ruled(self.explained, torch.zeros(1, *self.explained_shape))  # type: ignore[attr-defined]
+        if isinstance(self.method, Ruling):
+            self.method.ruled(self.explained, torch.zeros(1, *self.explained_shape))
 
     def estimate(self) -> Estimate:
         """What running the plan would do."""

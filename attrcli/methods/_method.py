@@ -1,11 +1,12 @@
 """What every method is: the protocol, the result, and what several of them share."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from attrcli.errors import UsageError
+from attrcli.graph.rules import Ruled
 from attrcli.model import Model, Target
 
 
@@ -33,9 +34,8 @@ class Method(Protocol):
     """A frozen dataclass whose fields are its options.
 
     `needs` says what the method must be given: gradient (an imported graph), baseline (a baseline per sample; the
-    result for a set of them is the mean over the set), baselines (the whole set at once, (N, R, ...)), rules (an op
-    without one is refused by the method's `ruled(model, inputs)`), node (a node of the graph, its option `node`; where
-    there is none that it can read, `ruled` refuses).
+    result for a set of them is the mean over the set), baselines (the whole set at once, (N, R, ...)), rules (its own
+    for the ops of the graph), node (a node of the graph, its option `node`); the last two are Ruling.
     `gives` says what stands beside the values or is special about them: multipliers, standard_error, positions (one
     value for each position of the input, (N, 1, H, W) for images, and not for each element).
     `axioms` are claims that the contract test checks: complete (sums to score(x) - score(x')), conservative (sums, with
@@ -57,6 +57,15 @@ class Method(Protocol):
         self, model: Model, inputs: torch.Tensor, target: Target, baseline: torch.Tensor | None
     ) -> Attribution:
         """Explain a batch (N, ...). Sample i's result does not depend on sample j."""
+        ...
+
+
+@runtime_checkable
+class Ruling(Protocol):
+    """A method that runs the graph under rules of its own, from a node of its own: not every graph will do."""
+
+    def ruled(self, model: Model, inputs: torch.Tensor) -> Ruled:
+        """The graph ready for it. Raises UnsupportedOp for an op without a rule, ModelError for lack of a node."""
         ...
 
 

@@ -17,6 +17,7 @@ from attrcli import methods
 from attrcli.errors import UsageError
 from attrcli.methods import METHODS
 from attrcli.methods._describe import Description, Option, convert
+from attrcli.methods._method import Ruling
 from attrcli.model import Target
 
 
@@ -35,6 +36,7 @@ def test_description_is_that_of_the_class(name: str) -> None:
     assert (described.name, described.summary) == (name, METHODS[name][1])
     assert (described.paper, described.cost) == (kind.paper, kind.cost)
     assert set(described.needs) == kind.needs
+    assert issubclass(kind, Ruling) == (not kind.needs.isdisjoint({"rules", "node"}))
     assert set(described.gives) == kind.gives
     assert set(described.axioms) == kind.axioms
     assert described.text.split() == (kind.__doc__ or "").split()
