@@ -12,6 +12,8 @@ Not compared is what differs by intent: its max pools where the winner is anothe
 delta; a ReLU that rests on its kink at the baseline (no biases, zeros), where its 1e-7 is above 0 for the negative part
 as well; tanh and sigmoid where nothing differs, whose slope it takes at f(z) in place of z; an activation behind
 another one without a linear op between, which shares out the parts of the first.
+
+The hypothetical contributions, means over given baselines, are those of tangermeme 1.6.0 (deep_lift_shap) in float64.
 """
 
 from pathlib import Path
@@ -22,7 +24,7 @@ import torch
 from method_nets import away, open_net, target
 from torch import nn
 
-from attrcli import methods
+from attrcli import methods, sequences
 
 GOLDEN = np.load(Path(__file__).with_name("deeplift_golden.npz"))
 RULES = ("rescale", "revealcancel", "genomics")
@@ -99,6 +101,12 @@ def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
     return x, baseline
 
 
+def shuffles(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs of a net, and five shuffled baselines of each, (4, 5, *shape)."""
+    x, draw = inputs(name)[0], np.random.RandomState(1)
+    return x, np.stack([np.stack([row[:, draw.permutation(row.shape[1])] for _ in range(5)]) for row in x])
+
+
 def net(name: str) -> nn.Sequential:
     """The net in torch."""
     dims, made = len(NETS[name][1]) - 1, []
@@ -132,3 +140,14 @@ def test_multipliers_are_those_of_the_package(name, rule, tmp_path):
     expected = torch.from_numpy(GOLDEN[name][RULES.index(rule)])
     assert away(result.multipliers, expected) < (EXACT if rule == "rescale" else TINY)
     assert away(result.values, expected * (x - baseline)) < (EXACT if rule == "rescale" else TINY)
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn, pool first"])
+def test_hypothetical_contributions_are_those_of_tangermeme(name, tmp_path):
+    given, references = shuffles(name)
+    x, model, hypothetical = torch.from_numpy(given), open_net(net(name), tmp_path, NETS[name][1]), []
+    for baseline in torch.from_numpy(references).unbind(1):
+        multipliers = methods.load("deeplift").attribute(model, x, target(1, 1, 1, 1), baseline).multipliers
+        hypothetical.append(sequences.hypothetical(multipliers, baseline))
+    expected = torch.from_numpy(GOLDEN[f"{name}, hypothetical"])
+    assert away(torch.stack(hypothetical).mean(0), expected) < EXACT
