@@ -8,6 +8,7 @@ are zero at the baseline, so that what comes back sums to delta as everywhere el
 Source: Shrikumar et al. 2017, arXiv 1704.02685, sections 3.5.1 and 3.5.3.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -142,25 +143,34 @@ def _activation(place: int, step: Step) -> Tensor:
 def share(f: Callable[[Tensor], Tensor], z: Pair, parts: Parts) -> Tensor:
     """f(z), its change shared out: dy+ = [f(z0 + P) - f(z0) + f(z0 + N + P) - f(z0 + N)] / 2, and dy- likewise.
 
-    The multipliers are dy+ / P and dy- / N; 0 where one of the two is 0, the derivative where both are.
+    The multipliers are dy+ / P and dy- / N; where P or N is 0, their limit as it comes from above or below; where both
+    are, the derivative.
     """
     plus, minus = (part.detach() for part in parts)
     z0 = z.r.expand_as(plus)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor]:
-        both = z0 + plus + minus
-        none, first, second, whole = f(z0), f(z0 + plus), f(z0 + minus), f(both)
-        neither = (plus == 0) & (minus == 0)
-        otherwise = torch.zeros_like(g)
-        if bool(neither.any()):
-            leaf = z0.clone().requires_grad_(True)
-            with torch.enable_grad():
-                (slope,) = torch.autograd.grad(f(leaf).sum(), leaf)
-            otherwise = torch.where(neither, slope, 0)
+        none, first, second, whole = (f(at) for at in (z0, z0 + plus, z0 + minus, z0 + plus + minus))
         up, down = (first - none + whole - second) / 2, (second - none + whole - first) / 2
         return tuple(  # type: ignore[return-value]
-            unbroadcast(g * safe_quotient(change, part, otherwise), part.shape)
-            for change, part in ((up, plus), (down, minus))
+            unbroadcast(g * safe_quotient(change, part, _limit(f, z0, part, other, side)), part.shape)
+            for change, part, other, side in ((up, plus, minus, math.inf), (down, minus, plus, -math.inf))
         )
 
     return own(f(z.x.detach()), list(parts), backward)  # type: ignore[no-any-return]
+
+
+def _limit(f: Callable[[Tensor], Tensor], z0: Tensor, part: Tensor, other: Tensor, side: float) -> Tensor:
+    """The multiplier of a part that is 0: what it tends to from its side, or the derivative where both parts are 0."""
+    if not bool((part == 0).any()):
+        return torch.zeros_like(part)
+    tends = (_slope(f, z0, side) + _slope(f, z0 + other, side)) / 2
+    return torch.where(other == 0, _slope(f, z0, z0), tends)
+
+
+def _slope(f: Callable[[Tensor], Tensor], z: Tensor, beside: Tensor | float) -> Tensor:
+    """The derivative at z, or next to it towards `beside`: at a kink the two sides differ."""
+    leaf = torch.nextafter(z, torch.as_tensor(beside).to(z)).requires_grad_(True)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(f(leaf).sum(), leaf)
+    return slope

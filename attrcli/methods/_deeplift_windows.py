@@ -36,10 +36,26 @@ def _pool(indexed: Any, dims: int, both: bool) -> Found:
         with torch.no_grad():
             value, at = indexed(x.x.detach(), *step.args[1:])
             there, at0 = indexed(x.r, *step.args[1:])
+            at0 = _tied(_read(x, at, dims), value, there, at, at0)
         made = c.winner(x, value, there, _scattered(x.x.shape, dims), at, at0)
         return (made, at) if both else made
 
     return lambda node, depends: rule
+
+
+def _tied(held: Tensor, value: Tensor, there: Tensor, at: Tensor, at0: Tensor) -> Tensor:
+    """The winners at the baseline: where those at the input tie with them, these.
+
+    A flat baseline ties everywhere, but for rounding: by less than a thousandth of the change. `held` is what the
+    baseline is at the winners at the input.
+    """
+    return torch.where(there - held <= 1e-3 * (there - value), at, at0)
+
+
+def _read(x: Pair, at: Tensor, dims: int) -> Tensor:
+    """The baseline's values at flat places of the last `dims` dimensions."""
+    lead = at.shape[:-dims]
+    return x.r.flatten(-dims).expand(*lead, -1).gather(-1, at.reshape(*lead, -1)).reshape(at.shape)
 
 
 def _scattered(shape: torch.Size, dims: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -58,6 +74,7 @@ def _maximum(x: Pair) -> Tensor:
     """Maximum over the last dimension."""
     value, at = x.x.detach().max(-1, keepdim=True)
     there, at0 = x.r.max(-1, keepdim=True)
+    at0 = _tied(_read(x, at, 1), value, there, at, at0)
     return c.winner(x, value, there, _scattered(x.x.shape, 1), at, at0).squeeze(-1)
 
 
@@ -126,6 +143,7 @@ def _running(sign: int) -> Found:
         x, dim = pair(step, 0), step.args[1]
         with torch.no_grad():
             (value, at), (there, at0) = (torch.cummax(sign * z, dim) for z in (x.x.detach(), x.r))
+            at0 = _tied(sign * x.r.expand_as(x.x).gather(dim, at), value, there, at, at0)
 
         def spread(values: Tensor, places: Tensor) -> Tensor:
             return torch.zeros_like(values).scatter_add(dim, places.expand_as(values), values)

@@ -218,6 +218,19 @@ def test_the_maximum_of_a_window_goes_to_both_winners(tmp_path):
     assert DEEPLIFT.attribute(model, baseline, target(0), x).values.tolist() == [[-2, 0, 0]]
 
 
+@pytest.mark.parametrize("rounding", [0, 1e-15])
+@pytest.mark.parametrize("f", [lambda z: F.max_pool1d(z[:, None], 3)[:, 0], lambda z: z.amax(1, True)])
+def test_where_the_baseline_ties_all_goes_to_the_winner_at_the_input(f, rounding, tmp_path):
+    class Window(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return f(x)
+
+    x, baseline = torch.tensor([[-4.0, -2.0, -3.0], [1.0, 2.0, 5.0]]).double(), torch.ones(2, 3).double()
+    baseline[:, 0] += rounding
+    values = DEEPLIFT.attribute(open_net(Window(), tmp_path, (3,)), x, target(0, 0), baseline).values
+    assert away(values, torch.tensor([[0.0, -3.0, 0.0], [0.0, 0.0, 4.0]])) < 1e-14
+
+
 def test_a_multiplier_times_the_difference_is_the_contribution(tmp_path):
     model, x = sample("fashion_cnn", precision="float64"), images(torch.float64)[0][:4]
     to, baseline = target(*predicted("fashion_cnn")[:4].tolist()), torch.full_like(x, 0.3)

@@ -17,16 +17,23 @@ RULES = ("rescale", "revealcancel", "genomics")
 DEEPLIFT = {rule: methods.load("deeplift", {"rule": rule}) for rule in RULES}
 
 
-def mlp(activations, *, positive: bool = False) -> nn.Sequential:
+def mlp(activations, *, positive: bool = False, bias: bool = True) -> nn.Sequential:
     torch.manual_seed(3)
     layers = [nn.Flatten()]
     for activation in activations:
-        layers += [nn.Linear(6, 6), activation]
-    net = nn.Sequential(*layers, nn.Linear(6, 3)).double()
+        layers += [nn.Linear(6, 6, bias), activation]
+    net = nn.Sequential(*layers, nn.Linear(6, 3, bias)).double()
     if positive:
         for layer in net[1::2]:
             nn.init.uniform_(layer.weight)
     return net
+
+
+def quotient(f, change: Tensor, part: Tensor, z: Tensor, other: Tensor, beside: float) -> Tensor:
+    """What a part is multiplied with; of a part that is nothing, the limit from the side that it has."""
+    slopes = torch.func.vmap(torch.func.grad(f))
+    limit = (slopes(z + beside) + slopes(z + other + beside)) / 2
+    return torch.where(part == 0, limit, change / part)
 
 
 def oracle(net: nn.Sequential, x: Tensor, r: Tensor, index: Tensor) -> Tensor:
@@ -41,7 +48,7 @@ def oracle(net: nn.Sequential, x: Tensor, r: Tensor, index: Tensor) -> Tensor:
         z = linear(down)
         first = (f(z + p) - f(z) + f(z + n + p) - f(z + n)) / 2
         second = (f(z + n) - f(z) + f(z + n + p) - f(z + p)) / 2
-        steps.append((plus, minus, d, *(torch.where(t == 0, 0, c / t) for c, t in ((first, p), (second, n)))))
+        steps.append((plus, minus, d, quotient(f, first, p, z, n, 1e-12), quotient(f, second, n, z, p, -1e-12)))
         up, down = f(linear(up)), f(z)
     m = linears[-1].weight[index]
     for plus, minus, d, one, two in reversed(steps):
@@ -67,6 +74,15 @@ def test_equals_dense_algebra_multipliers_at_no_difference_included(f, tmp_path)
     result = DEEPLIFT["revealcancel"].attribute(open_net(net, tmp_path, (6,)), x, Target(index), r)
     assert away(result.multipliers, expected) < 1e-10
     assert away(result.values, expected * (x - r)) < 1e-10
+
+
+def test_a_part_that_is_nothing_has_the_multiplier_of_one_that_is_almost_nothing(tmp_path):
+    net = mlp([nn.ReLU(), nn.ReLU(), nn.ReLU()], bias=False).requires_grad_(False)
+    x = batch(20, 6)
+    x[1, 1:] = 0  # one input alone: of its parts in the first layer one is 0
+    expected = torch.stack([oracle(net, row, row * 0, torch.tensor(0)) for row in x])  # all ReLUs are at their kink
+    result = DEEPLIFT["revealcancel"].attribute(open_net(net, tmp_path, (6,)), x, target(*[0] * 20), x * 0)
+    assert away(result.multipliers, expected) < 1e-10
 
 
 def test_where_all_parts_share_one_sign_it_is_rescale(tmp_path):
