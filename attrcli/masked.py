@@ -38,6 +38,7 @@ class Exporter:
         self.written: list[Path] = []
         self.bytes, self.seconds, self.parameters = (0, 0), (0.0, 0.0), (0, 0)
         self.graph, self.samples = plan.model.imported(plan.shape)
+        self.resizable = formats.resizable(plan.model.source)
         found = {node.name: node for node in self.graph.graph.nodes if "shapes" in node.meta}
         for name, shape in shapes.items():
             there = found[name].meta["shapes"][0] if name in found else ()
@@ -54,13 +55,9 @@ class Exporter:
         Raises ModelError for what the format cannot say, and where the file read again gives another output.
         """
         model, path = self.plan.model, self.folder / name
-        held = {
-            layer: torch.from_numpy(mask)[None].to(model.device, model.dtype)
-            for layer, mask in masks.items()
-            if not mask.all()
-        }
+        held = {layer: torch.from_numpy(mask)[None].to(model.device) for layer, mask in masks.items() if not mask.all()}
         masked = passes.mask(self.graph, held)
-        small = shrink(masked, reshapes=model.format != "onnx")
+        small = shrink(masked, self.resizable)
         formats.save(model.source, passes.place(small, torch.device("cpu"), channels_last=False), self.samples, path)
         again = self._opened(path)
         inputs = self.plan.zeros() if sample is None else sample[0]

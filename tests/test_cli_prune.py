@@ -42,8 +42,7 @@ def loaded(path):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
-        return lambda x: module(x)[0]
+        return torch.export.load(path).module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.load(path)

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from attrcli.errors import ModelError
 from attrcli.formats.spec import Sample
@@ -25,7 +27,21 @@ def save(module: fx.GraphModule, path: Path, metadata: Mapping[str, str], sample
     batch = torch.export.Dim("batch", min=1)
     dynamic = tuple({0: batch} for _ in arguments) if free else None
     try:
-        program = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
+        program = torch.export.export(_returning(module), arguments, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises its own kinds, of several modules
         raise ModelError(f"{path}: torch.export refuses the graph: {str(error)[:300]}") from error
     torch.export.save(program, str(path), extra_files=dict(metadata))
+
+
+def _returning(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph over the same tensors, returning what its program did: a tensor, or containers of them."""
+    graph = fx.Graph()
+    outputs: Any = graph.graph_copy(module.graph, {})
+    values, told = dict(zip(module.meta["outputs"], outputs, strict=True)), module.meta.get("returned")
+    names: list[Any] = []
+    map_aggregate(told, names.append)
+    if values.keys() == set(names) - {None}:
+        graph.output(map_aggregate(told, values.get))
+    else:
+        graph.output(outputs[0] if len(outputs) == 1 else outputs)
+    return fx.GraphModule(module, graph)

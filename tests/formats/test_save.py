@@ -32,12 +32,12 @@ def relus(graph):
     return [node for node in graph.graph.nodes if node.target is aten.relu.default]
 
 
-def some_masks(graph, dtype=torch.float32):
-    """A mask of zeros and ones for each ReLU."""
+def some_masks(graph):
+    """A mask for each ReLU."""
     masks = {}
     for seed, node in enumerate(relus(graph)):
         generator = torch.Generator().manual_seed(seed)
-        masks[node.name] = (torch.rand(1, *node.meta["shapes"][0][1:], generator=generator) > 0.4).to(dtype)
+        masks[node.name] = torch.rand(1, *node.meta["shapes"][0][1:], generator=generator) > 0.4
     return masks
 
 
@@ -135,7 +135,7 @@ def test_every_node_has_a_spelling(make, save, tmp_path):
 def test_a_mask_where_the_file_has_no_tensor_is_refused_by_name(tmp_path):
     source, samples, graph = opened(SAMPLES / "fashion_cnn.onnx", (1, 28, 28))
     name = relus(graph)[0].name
-    masked = passes.mask(graph, {name: torch.ones(1)})
+    masked = passes.mask(graph, {name: torch.ones(1, dtype=torch.bool)})
     next(node for node in masked.graph.nodes if "mask" in node.meta).meta["mask"] = None
     with pytest.raises(ModelError, match=f"node '{name}' is inside an operation of the file"):
         formats.save(source, masked, samples, tmp_path / "masked.onnx")
