@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_aggregate
+from torch.utils import _pytree
 
 from attrcli.errors import AttrcliError, ModelError
 from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes, one_line
@@ -103,7 +103,7 @@ class Pt2:
                 feed.env[name] = feed.b.placeholder(name, shapes, sample.dtype)
         graph = feed.run(self._graph, self._results)
         shown = {name: shown for shown, name in self._results.items()}
-        graph.meta["returned"] = map_aggregate(self._returned, shown.get)
+        graph.meta["returned"] = _pytree.tree_map(shown.get, self._returned)
         return graph
 
     def operations(self) -> dict[str, int]:
