@@ -15,7 +15,7 @@ from attrcli.errors import ModelError
 from attrcli.formats.onnx import Onnx
 from attrcli.formats.onnx_ops.base import DTYPES
 from attrcli.formats.onnx_ops.protos import all_nodes, domain_of
-from attrcli.formats.onnx_sizes import measured
+from attrcli.formats.onnx_ops.sizes import measured
 from attrcli.formats.spec import Source
 from attrcli.graph.check import attribute
 
