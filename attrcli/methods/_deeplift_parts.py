@@ -148,7 +148,8 @@ def _sum(first: int, second: int, scaled: int) -> Callable[[Step, list[Parts]], 
 def _product(step: Step, given: list[Parts]) -> Parts:
     """Times a constant, or divided by one."""
     place = 1 if step.depends(0) else 0
-    tensor = torch.as_tensor(step.args[place], dtype=given[0][0].dtype)  # a mask may be of truth values
+    factor: Any = step.args[place]
+    tensor = factor if isinstance(factor, Tensor) else torch.as_tensor(factor, dtype=given[0][0].dtype)
     divides = step.node.target in (aten.div.Tensor, aten.div.Scalar)
     return crossed(torch.mul, given[0], 1 / tensor if divides else tensor)
 
