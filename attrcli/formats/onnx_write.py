@@ -14,8 +14,8 @@ from torch import fx
 from attrcli.errors import ModelError
 from attrcli.formats.onnx import Onnx
 from attrcli.formats.onnx_ops.base import DTYPES
-from attrcli.formats.onnx_ops.protos import all_nodes, domain_of
-from attrcli.formats.onnx_ops.sizes import measured
+from attrcli.formats.onnx_ops.protos import domain_of
+from attrcli.formats.onnx_ops.sizes import measured, measures, reads
 from attrcli.formats.spec import Source
 from attrcli.graph.check import attribute
 
@@ -48,9 +48,9 @@ def resizable(source: Source) -> Callable[[fx.Node], bool]:
     """
     proto = _copied(source)
     makers = {name: node for node in proto.graph.node for name in node.output}
-    reads = Counter(name for node in all_nodes(proto.graph) for name in node.input)
-    own = {entry.name for entry in proto.graph.initializer if reads[entry.name] == 1}
+    times = Counter(name for node in proto.graph.node if not measures(node) for _, name in reads(node))
     fixed = measured(proto)
+    own = {entry.name for entry in proto.graph.initializer if times[entry.name] == 1} - fixed
 
     def answer(node: fx.Node) -> bool:
         if node.op == "get_attr":
@@ -80,13 +80,13 @@ def _put_weights(proto: onnx.ModelProto, source: Any, module: fx.GraphModule) ->
     held = {node.meta["origin"]: node for node in module.graph.nodes if node.op == "get_attr"}
     entries = {entry.name: entry for entry in proto.graph.initializer}
     inputs = {value.name: value for value in proto.graph.input}
-    resized = False
+    resized: set[str] = set()
     for name, stored in source.stored.items():
         if name not in held:
             continue
         tensor = attribute(module, str(held[name].target)).detach().cpu()
         if tensor.shape != stored.tensor.shape:
-            resized = True
+            resized.add(name)
         was = stored.tensor.to(tensor.dtype)
         if tensor.shape == was.shape and torch.equal(tensor, was):
             continue
@@ -97,6 +97,17 @@ def _put_weights(proto: onnx.ModelProto, source: Any, module: fx.GraphModule) ->
             inputs[name].CopyFrom(helper.make_tensor_value_info(name, entries[name].data_type, tensor.shape))
     if resized:  # the shapes between that the file tells are no longer those
         del proto.graph.value_info[:]
+        _drop_zeros(proto, module, resized)
+
+
+def _drop_zeros(proto: onnx.ModelProto, module: fx.GraphModule, resized: set[str]) -> None:
+    """Leave out computed biases of zeros, which the graph has not, where their length is another now."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for node in module.graph.nodes:
+        if node.target is aten.convolution.default and node.args[2] is None:
+            maker: Any = makers.get(node.meta.get("tensor"))
+            if maker is not None and node.args[1].meta.get("origin") in resized:
+                del maker.input[2:]
 
 
 def _entry(tensor: torch.Tensor, name: str, data_type: int) -> Any:

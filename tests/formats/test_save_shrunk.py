@@ -1,6 +1,7 @@
 """ONNX files written without empty channels, run by ONNX Runtime against the masked module; or left whole."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,8 +19,10 @@ from attrcli.errors import ModelError
 from attrcli.formats.spec import Sample
 from attrcli.graph import passes
 from attrcli.graph.build import FREE
+from attrcli.graph.check import attribute
 from attrcli.graph.shrink import shrink
 
+SAMPLES = Path(__file__).parents[2] / "sample_models"
 SHAPE = (2, 8, 8)
 EMPTY = [1, 3]
 SMALL, WHOLE = [(4, 2), (3, 4), (5, 12), (3, 5)], [(4, 2), (5, 4), (5, 20), (3, 5)]
@@ -271,6 +274,53 @@ def test_a_weight_that_is_no_initializer_or_is_read_twice_stays(tmp_path):
     proto = chain(nodes, {}, end=("Add", "l", "sum"))
     total = float(numpy_helper.to_array(proto.graph.initializer[0]).sum())
     require(proto, tmp_path, CHAIN_WHOLE, lambda y, x: y + total)
+
+
+BIASES = {
+    "from its weight": [
+        helper.make_node("Shape", ["w1"], ["size"], start=0, end=1),
+        helper.make_node("Expand", ["zero", "size"], ["none"]),
+    ],
+    "by itself": [helper.make_node("ConstantOfShape", ["five"], ["none"])],
+}
+
+
+@pytest.mark.parametrize("how", BIASES)
+def test_a_bias_of_zeros_that_the_file_computes(how, tmp_path):
+    proto = chain(reshaped("n"), {"n": ints(0, -1), "zero": np.array(0, np.float32), "five": ints(5)})
+    for node in reversed(BIASES[how]):
+        proto.graph.node.insert(0, node)
+    next(node for node in proto.graph.node if node.op_type == "Conv").input[2] = "none"
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros(5, np.float32), "b1"))
+    require(proto, tmp_path, CHAIN_SMALL)
+
+
+def test_the_size_of_a_weight_with_which_the_file_computes_stays(tmp_path):
+    nodes = [
+        helper.make_node("Shape", ["w1"], ["s"], start=0, end=1),
+        helper.make_node("Cast", ["s"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["r"], ["f"]),
+    ]
+    require(chain(nodes, {}, end=("Mul", "l", "factor")), tmp_path, CHAIN_WHOLE, lambda y, x: y * 5)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+def test_the_sample_cnn_shrinks_in_every_format(suffix, tmp_path):
+    source, samples, graph = graph_of(SAMPLES / f"fashion_cnn{suffix}", (1, 28, 28))
+    masked = passes.mask(graph, emptied(graph))
+    small = shrink(masked, formats.resizable(source))
+    formats.save(source, small, samples, tmp_path / f"small{suffix}")
+    _, _, again = graph_of(tmp_path / f"small{suffix}", (1, 28, 28))
+    kernels = [
+        tuple(attribute(again, node.args[1].target).shape[:2])
+        for node in again.graph.nodes
+        if node.target is torch.ops.aten.convolution.default
+    ]
+    assert kernels == [(30, 1), (48, 30), (46, 48), (48, 46), (62, 48)]
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    expected = masked(x)[0].numpy()
+    ran = run(tmp_path / "small.onnx", x) if suffix == ".onnx" else again(x)[0].numpy()
+    np.testing.assert_allclose(ran, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_file_of_an_old_version_that_lists_its_initializers_as_inputs(tmp_path):
