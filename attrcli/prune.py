@@ -179,6 +179,7 @@ class _Run:
         self.summary = Summary(folder, len(plan.records), sum(int(np.prod(s)) for s in self.shapes.values()))
         self.columns: dict[str, Array] = {}
         self.together: dict[str, Array] = {}
+        self.inputs = plan.zeros()
         self.exporter = Exporter(plan, self.shapes, folder / MODELS) if wanted.export is not None else None
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -206,7 +207,7 @@ class _Run:
                 self.progress("prune", min(start + self.plan.batch_size, count), count)
             self._finish(writer, ids)
         if self.exporter is not None and self.together:
-            self.exporter.write(f"{self.wanted.export}{self.plan.path.suffix}", self.together, None)
+            self.exporter.write(f"{self.wanted.export}{self.plan.path.suffix}", self.together, self.inputs)
         if self.exporter is not None:
             e, s = self.exporter, self.summary
             s.exports, s.bytes, s.seconds, s.parameters = e.written, e.bytes, e.seconds, e.parameters
@@ -307,8 +308,9 @@ class _Run:
     def _export(self, name: str, masks: Mapping[str, Array], sample: tuple[torch.Tensor, torch.Tensor]) -> None:
         assert self.exporter is not None
         if self.wanted.export == "each":
-            self.exporter.write(f"{data.escape(name)}{self.plan.path.suffix}", masks, sample)
+            self.exporter.write(f"{data.escape(name)}{self.plan.path.suffix}", masks, *sample)
             return
+        self.inputs = sample[0]
         join = np.logical_or if self.wanted.export == "union" else np.logical_and
         self.together = {
             layer: join(self.together[layer], mask) if layer in self.together else mask.copy()

@@ -95,8 +95,9 @@ def _put_weights(proto: onnx.ModelProto, source: Any, module: fx.GraphModule) ->
         entries[name].CopyFrom(_entry(tensor, name, entries[name].data_type))
         if name in inputs:  # as the file may, and below version 4 must, list its initializers
             inputs[name].CopyFrom(helper.make_tensor_value_info(name, entries[name].data_type, tensor.shape))
-    if resized:  # the shapes between that the file tells are no longer those
-        del proto.graph.value_info[:]
+    if resized:
+        for value in proto.graph.value_info:  # whose types stay: a runtime that knows them fuses more
+            value.type.tensor_type.ClearField("shape")
         _drop_zeros(proto, module, resized)
 
 
