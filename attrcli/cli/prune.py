@@ -48,7 +48,7 @@ def prune(
         float | None, typer.Option("--max-output-change", help="Prune as far as the prediction changes by no more.")
     ] = None,
     ops: Annotated[
-        str | None, typer.Option("--ops", help="Whose outputs are neurons, such as relu,gelu; relu.")
+        str | None, typer.Option("--ops", help="Whose outputs are neurons, as in relu,gelu; by default relu.")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("-o", help="Option NAME=VALUE of the criterion, as steps=50 of prune_int.")

@@ -1,7 +1,7 @@
 """Changes to an ONNX file: masks and other weights put into the original protobuf, all else left byte for byte."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ def save(source: Source, module: fx.GraphModule, path: Path) -> None:
     Raises ModelError for a change that no node or initializer of the file stands for.
     """
     proto = _copied(source)
+    types = _types(proto) if any("mask" in node.meta for node in module.graph.nodes) else {}
     _put_weights(proto, source, module)
     for node in module.graph.nodes:
         if "mask" in node.meta:
-            _put_mask(proto, module, node)
+            _put_mask(proto, module, node, types)
         if "resized" in node.meta:
             _put_shape(proto, node)
     path.write_bytes(proto.SerializeToString())
@@ -120,7 +121,7 @@ def _entry(tensor: torch.Tensor, name: str, data_type: int) -> Any:
     return numpy_helper.from_array(np.ascontiguousarray(cast.numpy()), name)
 
 
-def _put_mask(proto: onnx.ModelProto, module: fx.GraphModule, node: Any) -> None:
+def _put_mask(proto: onnx.ModelProto, module: fx.GraphModule, node: Any, types: Mapping[str, int]) -> None:
     """Multiply the tensor that a masked node stands for, for everyone who reads it.
 
     The mask takes a byte for each element; its Cast to the tensor's type is what a runtime does once, on loading.
@@ -141,7 +142,8 @@ def _put_mask(proto: onnx.ModelProto, module: fx.GraphModule, node: Any) -> None
     maker = graph.node[place]
     maker.output[list(maker.output).index(name)] = unmasked
     _hold(proto, numpy_helper.from_array(attribute(module, str(node.args[1].target)).cpu().numpy(), mask))
-    graph.node.insert(place + 1, helper.make_node("Cast", [mask], [factor], name=factor, to=_type_of(proto, name)))
+    kind = types.get(name, onnx.TensorProto.FLOAT)
+    graph.node.insert(place + 1, helper.make_node("Cast", [mask], [factor], name=factor, to=kind))
     graph.node.insert(place + 2, helper.make_node("Mul", [unmasked, factor], [name], name=mask))
 
 
@@ -170,12 +172,12 @@ def _free(name: str, graph: onnx.GraphProto) -> str:
     return name
 
 
-def _type_of(proto: onnx.ModelProto, name: str) -> int:
-    """The element type of a tensor, as the file or the inference of shapes tells; float32 where neither does."""
+def _types(proto: onnx.ModelProto) -> dict[str, int]:
+    """The element types of tensors, as far as the file or the inference of shapes tells."""
     declared = [*proto.graph.value_info, *proto.graph.output]
     try:
         declared += onnx.shape_inference.infer_shapes(proto).graph.value_info
     except Exception:  # the inference has its own errors, and its answer is only a help
         declared += []
-    found = (value.type.tensor_type.elem_type for value in declared if value.name == name)
-    return next((kind for kind in found if kind in DTYPES), onnx.TensorProto.FLOAT)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in declared}
+    return {name: kind for name, kind in kinds.items() if kind in DTYPES}

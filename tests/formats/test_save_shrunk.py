@@ -151,7 +151,7 @@ def test_files_of_both_exporters_shrink_and_give_what_the_masked_module_gives(ex
     assert sizes(path) == (SMALL if joined else WHOLE)
 
 
-def chain(nodes, constants, *, opset=18, ir=10, end=("Identity", "l"), listed=False):
+def chain(nodes, constants, *, opset=18, ir=10, end=("Identity", "l"), listed=False, half=False):
     """conv, relu, what makes f of r, linear, relu, linear, and an end, as a file written by hand."""
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c"]),
@@ -164,11 +164,14 @@ def chain(nodes, constants, *, opset=18, ir=10, end=("Identity", "l"), listed=Fa
     ]
     held = {"w1": normal(5, 2, 3, 3), "b1": normal(5), "w2": normal(7, 20), "b2": normal(7)}
     held |= {"w3": normal(3, 7), "b3": normal(3), **constants}
+    if half:
+        held = {name: array.astype(np.float16) if array.dtype.kind == "f" else array for name, array in held.items()}
     stored = [numpy_helper.from_array(array, name) for name, array in held.items()]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("N", 2, 4, 4))]
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    inputs = [helper.make_tensor_value_info("x", kind, ("N", 2, 4, 4))]
     if listed:
         inputs += [helper.make_tensor_value_info(entry.name, entry.data_type, entry.dims) for entry in stored]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("N", 3))]
+    outputs = [helper.make_tensor_value_info("y", kind, ("N", 3))]
     graph = helper.make_graph(nodes, "net", inputs, outputs, stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
 
@@ -332,6 +335,16 @@ def test_the_sample_cnn_shrinks_in_every_format(suffix, tmp_path):
 
 def test_a_file_of_an_old_version_that_lists_its_initializers_as_inputs(tmp_path):
     require(chain(reshaped("n"), {"n": ints(-1, 20)}, opset=7, ir=3, listed=True), tmp_path, CHAIN_SMALL)
+
+
+def test_a_file_in_half_precision(tmp_path):
+    proto = chain(reshaped("n"), {"n": ints(-1, 20)}, half=True)
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    path, masks = written(tmp_path / "net.onnx", tmp_path, (2, 4, 4))
+    assert sizes(path) == CHAIN_SMALL
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).half()
+    expected = by_hand(proto, masks, x).numpy()
+    np.testing.assert_allclose(run(path, x), expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 
 def test_an_opset_whose_products_do_not_broadcast_is_refused(tmp_path):
