@@ -38,6 +38,7 @@ class Exporter:
         self.written: list[Path] = []
         self.bytes, self.seconds, self.parameters = (0, 0), (0.0, 0.0), (0, 0)
         self.graph, self.samples = plan.model.imported(plan.shape)
+        self.resizable = formats.resizable(plan.model.source)
         found = {node.name: node for node in self.graph.graph.nodes if "shapes" in node.meta}
         for name, shape in shapes.items():
             there = found[name].meta["shapes"][0] if name in found else ()
@@ -48,23 +49,20 @@ class Exporter:
                 )
         folder.mkdir()
 
-    def write(self, name: str, masks: Mapping[str, Array], sample: tuple[torch.Tensor, torch.Tensor] | None) -> None:
-        """Mask the model, leave out what is empty, and write it; `sample` is an input and the logits that it must give.
+    def write(
+        self, name: str, masks: Mapping[str, Array], inputs: torch.Tensor, logits: torch.Tensor | None = None
+    ) -> None:
+        """Mask the model, leave out what is empty, and write it; `inputs` is one input, `logits` what it must give.
 
         Raises ModelError for what the format cannot say, and where the file read again gives another output.
         """
         model, path = self.plan.model, self.folder / name
-        held = {
-            layer: torch.from_numpy(mask)[None].to(model.device, model.dtype)
-            for layer, mask in masks.items()
-            if not mask.all()
-        }
+        held = {layer: torch.from_numpy(mask)[None].to(model.device) for layer, mask in masks.items() if not mask.all()}
         masked = passes.mask(self.graph, held)
-        small = shrink(masked, reshapes=model.format != "onnx")
+        small = shrink(masked, self.resizable)
         formats.save(model.source, passes.place(small, torch.device("cpu"), channels_last=False), self.samples, path)
         again = self._opened(path)
-        inputs = self.plan.zeros() if sample is None else sample[0]
-        self._require_same(again, masked, inputs, None if sample is None else sample[1])
+        self._require_same(again, masked, inputs, logits)
         if not self.written:
             self.bytes = (self.plan.path.stat().st_size, path.stat().st_size)
             self.seconds = self._seconds(again, inputs)
@@ -82,6 +80,7 @@ class Exporter:
             declared=model.declared,
             layout="NHWC" if model.channels_last_input else "NCHW",
         )
+        again.rows = model.rows
         return again
 
     def _require_same(

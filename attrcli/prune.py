@@ -7,7 +7,7 @@ summary = prune(plan(wanted, model="net.onnx", inputs=("photos",), out="pruned")
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attrcli import data, render, targets
+from attrcli import data, methods, render, targets
 from attrcli import model as models
 from attrcli.batch import Batch, problem, scored
 from attrcli.config import Config
@@ -42,25 +42,42 @@ COMPARED = 1000
 
 @dataclass(frozen=True)
 class Wanted:
-    """How to prune, and what is written besides the masks. Raises UsageError for what does not fit."""
+    """How to prune, and what is written besides the masks. Raises UsageError for what does not fit.
+
+    `options` are those of the criterion's method, as `methods.load` takes them; `greedy` and `random` have those of
+    prune_grad. Three of them have a name of their own here.
+    """
 
     criterion: str = "prune_grad"
     sparsity: float | None = None
     max_output_change: float | None = None
-    ops: str = "relu"
+    ops: str | None = None
     export: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.criterion not in get_args(Criterion):
             raise UsageError(f"--criterion {self.criterion}: choose from {', '.join(get_args(Criterion))}")
         if self.export is not None and self.export not in get_args(Export):
             raise UsageError(f"--export {self.export}: choose from {', '.join(get_args(Export))}")
-        pruning.check("prune", self.ops, self.sparsity, self.max_output_change)
+        own = methods.description(self.method)
+        for name in self.options:
+            if name not in [option.name for option in own.options]:
+                raise methods.unknown_option(replace(own, name=self.criterion), name)
+            if getattr(self, name, None) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} and -o {name}= say the same: leave one out")
+        methods.load(self.method, self.chosen)
 
     @property
-    def share(self) -> float | None:
-        """The sparsity to prune to, None for an allowed change."""
-        return pruning.check("prune", self.ops, self.sparsity, self.max_output_change)
+    def method(self) -> str:
+        """The method whose options the criterion has."""
+        return self.criterion if self.criterion == "prune_int" else "prune_grad"
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """All options that were given."""
+        named = {"sparsity": self.sparsity, "max_output_change": self.max_output_change, "ops": self.ops}
+        return {name: value for name, value in named.items() if value is not None} | dict(self.options)
 
 
 @dataclass
@@ -93,10 +110,7 @@ def plan(wanted: Wanted, **options: Any) -> Plan:
     folder = Path(options["out"])
     _require_free(folder, force=bool(options.get("force")))
     require_folder(folder)
-    method = wanted.criterion if wanted.criterion == "prune_int" else "prune_grad"
-    given = {"sparsity": wanted.sparsity, "max_output_change": wanted.max_output_change, "ops": wanted.ops}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    made = Plan(Config(**{**options, "method": method, "options": chosen, "out": str(folder / MASKS)}))
+    made = Plan(Config(**{**options, "method": wanted.method, "options": wanted.chosen, "out": str(folder / MASKS)}))
     for name in made.config.inputs:
         if os.path.isdir(name) and f"{folder.resolve()}/".startswith(f"{Path(name).resolve()}/"):
             raise UsageError(f"--out {folder} lies in the folder of inputs {name}; choose a place beside it")
@@ -123,7 +137,7 @@ def prune(plan: Plan, wanted: Wanted, progress: Progress = lambda stage, done, t
     starts anew. Raises AttrcliError; an input that fails is a row with status error.
     """
     folder = Path(plan.config.out).parent
-    net = pruning.Network(plan.model, plan.zeros(), wanted.ops, "prune")
+    net = pruning.Network(plan.model, plan.zeros(), vars(plan.method)["ops"], "prune")
     if not net.layers:
         raise ModelError(f"{plan.path}: the graph has no nonlinearity, and so no neurons that could be pruned")
     try:
@@ -159,10 +173,14 @@ class _Run:
 
     def __init__(self, plan: Plan, wanted: Wanted, net: pruning.Network, folder: Path, progress: Progress) -> None:
         self.plan, self.wanted, self.net, self.folder, self.progress = plan, wanted, net, folder, progress
+        self.options = vars(plan.method)
+        self.most = self.options["max_output_change"]
+        self.share = pruning.check("prune", self.options["ops"], self.options["sparsity"], self.most)
         self.shapes = self._shapes()
         self.summary = Summary(folder, len(plan.records), sum(int(np.prod(s)) for s in self.shapes.values()))
         self.columns: dict[str, Array] = {}
         self.together: dict[str, Array] = {}
+        self.inputs = plan.zeros()
         self.exporter = Exporter(plan, self.shapes, folder / MODELS) if wanted.export is not None else None
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -176,11 +194,11 @@ class _Run:
     def write(self) -> None:
         """Masks and columns, batch by batch; then the comparison, the picture and the models of all inputs."""
         ids, count = [record.id for record in self.plan.records], len(self.plan.records)
-        files = [MASKS, PICTURE, *(f"{MODELS}/{name}" for name in self._exported(ids))]
+        files = [MASKS, *([PICTURE] if count > 1 else []), *(f"{MODELS}/{name}" for name in self._exported(ids))]
         told = attributes(self.plan) | {
             "criterion": self.wanted.criterion,
-            "options": {name: value for name, value in vars(self.wanted).items() if value is not None},
-            "sparsity": self.wanted.share,
+            "export": self.wanted.export,
+            "sparsity": self.share,
             "layers": self.net.layers,
             "files": files,
         }
@@ -190,7 +208,7 @@ class _Run:
                 self.progress("prune", min(start + self.plan.batch_size, count), count)
             self._finish(writer, ids)
         if self.exporter is not None and self.together:
-            self.exporter.write(f"{self.wanted.export}{self.plan.path.suffix}", self.together, None)
+            self.exporter.write(f"{self.wanted.export}{self.plan.path.suffix}", self.together, self.inputs)
         if self.exporter is not None:
             e, s = self.exporter, self.summary
             s.exports, s.bytes, s.seconds, s.parameters = e.written, e.bytes, e.seconds, e.parameters
@@ -273,17 +291,14 @@ class _Run:
 
     def _pruned(self, inputs: torch.Tensor, target: models.Target) -> tuple[pruning.Pruned, torch.Tensor]:
         """What is left for the rows of one pass, and the share of neurons of value 0 among what is kept (N,)."""
-        wanted, net = self.wanted, self.net
-        if wanted.criterion == "greedy":
-            done = pruning.prune_greedily(net, inputs, target, wanted.share, wanted.max_output_change)
+        criterion, net = self.wanted.criterion, self.net
+        if criterion == "greedy":
+            done = pruning.prune_greedily(net, inputs, target, self.share, self.most)
         else:
-            scores: dict[str, pruning.Score] = {
-                "prune_grad": pruning.gradient_scores,
-                "prune_int": partial(pruning.integrated_scores, steps=10),
-                "random": pruning.random_scores,
-            }
-            score = scores[wanted.criterion]
-            done = pruning.prune(net, inputs, target, score, wanted.share, wanted.max_output_change)
+            score: pruning.Score = pruning.gradient_scores if criterion == "prune_grad" else pruning.random_scores
+            if criterion == "prune_int":
+                score = partial(pruning.integrated_scores, steps=self.options["steps"])
+            done = pruning.prune(net, inputs, target, score, self.share, self.most)
         with torch.no_grad():
             net.logits(inputs, target, record=True)
         values, _ = net.gradients(torch.zeros(()))
@@ -294,8 +309,9 @@ class _Run:
     def _export(self, name: str, masks: Mapping[str, Array], sample: tuple[torch.Tensor, torch.Tensor]) -> None:
         assert self.exporter is not None
         if self.wanted.export == "each":
-            self.exporter.write(f"{data.escape(name)}{self.plan.path.suffix}", masks, sample)
+            self.exporter.write(f"{data.escape(name)}{self.plan.path.suffix}", masks, *sample)
             return
+        self.inputs = sample[0]
         join = np.logical_or if self.wanted.export == "union" else np.logical_and
         self.together = {
             layer: join(self.together[layer], mask) if layer in self.together else mask.copy()
@@ -349,7 +365,8 @@ class _Run:
             f"Neurons kept by {self.wanted.criterion}: Jaccard of each two inputs",
             f"{len(rows)} inputs by {how}; dark is 0, bright is 1",
         ]
-        render.save_png(render.matrix(jaccard, groups, caption), self.folder / PICTURE, {"attrcli": "jaccard"})
+        if len(rows) > 1:
+            render.save_png(render.matrix(jaccard, groups, caption), self.folder / PICTURE, {"attrcli": "jaccard"})
 
 
 def _flat(outputs: torch.Tensor) -> torch.Tensor:

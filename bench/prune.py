@@ -2,6 +2,7 @@
 
 python bench/prune.py curve    # table, and bench/prune.png
 python bench/prune.py time     # ratio to 2 forward + 2 backward, one thread, in turns
+python bench/prune.py export   # size and time of the union of six masks as a model, in each format
 """
 
 import statistics
@@ -14,6 +15,7 @@ import nets
 import torch
 
 from attrcli import model as models
+from attrcli import prune as verb
 from attrcli.config import Config
 from attrcli.methods import _pruning as pruning
 from attrcli.methods import prune_grad
@@ -100,5 +102,27 @@ def cost(rounds: int = 5, count: int = 4) -> None:
     print(f"prune_grad {min(a for a, _ in pairs):.2f} s, floor {min(b for _, b in pairs):.2f} s, ratio {ratio:.2f}")
 
 
+def export() -> None:
+    """Parameters, bytes, and time of 16 rows on one thread, of the sample models pruned for the bags, over theirs."""
+    import tempfile
+
+    wanted = verb.Wanted("prune_grad", max_output_change=0.15, export="union")
+    for stem in ("fashion_mlp", "fashion_cnn"):
+        for suffix in (".pt", ".pt2", ".onnx"):
+            model, bags = ROOT / f"sample_models/{stem}{suffix}", str(ROOT / "sample_models/images/test/Bag")
+            given = {"model": str(model), "inputs": (bags,), "threads": 1}
+            found = []
+            for _ in range(5):
+                with tempfile.TemporaryDirectory() as folder:
+                    done = verb.prune(verb.plan(wanted, **given, out=f"{folder}/out"), wanted)
+                found.append(done.seconds[1] / done.seconds[0])
+            (whole, small), (before, after) = done.bytes, done.parameters
+            print(
+                f"{stem}{suffix:<6} parameters {after / before:.3f}  bytes {small / whole:.3f} ({whole} to {small})  "
+                f"time {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})",
+                flush=True,
+            )
+
+
 if __name__ == "__main__":
-    {"curve": curve, "time": cost}[sys.argv[1]]()
+    {"curve": curve, "time": cost, "export": export}[sys.argv[1]]()

@@ -16,6 +16,7 @@ from attrcli import model as models
 from attrcli import prune as verb
 from attrcli.errors import UsageError
 from attrcli.graph import engine
+from attrcli.methods import _pruning as pruning
 from attrcli.store import MaskFile
 
 BAG = TEST / "Bag"
@@ -42,8 +43,7 @@ def loaded(path):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
-        return lambda x: module(x)[0]
+        return torch.export.load(path).module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.load(path)
@@ -105,6 +105,39 @@ def test_masks_statistics_and_predictions_agree(criterion, tmp_path):
     assert (dead > 0.1).all() if criterion == "random" else criterion == "greedy" or (dead == 0).all()
     with Image.open(tmp_path / "out/jaccard.png") as picture:
         assert picture.width > 500
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+def test_options_of_the_criterion_are_those_of_the_method(steps, tmp_path):
+    given = [] if steps is None else ["-o", f"steps={steps}"]
+    facts(tmp_path / "out", "--criterion", "prune_int", "-o", "sparsity=0.93", "--limit", 2, *given)
+    net = pruning.Network(models.load(CNN), torch.zeros(1, 1, 28, 28), "relu", "prune_int")
+    with MaskFile(tmp_path / "out/masks.h5") as file:
+        assert file.attributes["options"]["steps"] == (steps or 10)
+        assert (file.attributes["sparsity"], file.attributes["options"]["ops"]) == (0.93, "relu")
+        differ = 0
+        for row, name in enumerate(file.ids):
+            target = models.Target(torch.tensor([int(file["target"][row])]))
+            for each in (1, steps or 10):
+                scores, _ = pruning.integrated_scores(net, pixels(BAG / name), target, each)
+                masks = {key: mask[0].numpy() for key, mask in pruning.masks_at(scores, [0.93]).items()}
+                same = all(np.array_equal(masks[key], kept) for key, kept in file.masks(row).items())
+                assert same or each == 1
+                differ += not same
+    assert differ > 0  # one step would keep others
+
+
+def test_one_input_is_compared_with_nothing(tmp_path):
+    assert "jaccard" not in prune(tmp_path / "one", "--limit", 1, model=MLP).out
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["masks.h5"]
+    assert "jaccard" not in facts(tmp_path / "json", "--limit", 1, model=MLP)
+    inputs = tmp_path / "in"
+    image(inputs / "a.png", np.full((28, 28), 90))
+    (inputs / "b.png").write_bytes(b"no image")
+    assert "jaccard" not in prune(tmp_path / "bad", model=MLP, inputs=inputs, code=3).out
+    assert not (tmp_path / "bad/jaccard.png").exists()
+    assert "jaccard, mean over pairs of 2 inputs" in prune(tmp_path / "two", "--limit", 2, model=MLP).out
+    assert (tmp_path / "two/jaccard.png").exists()
 
 
 def test_random_masks_do_not_depend_on_the_batch(tmp_path):
@@ -207,6 +240,13 @@ def test_an_unreadable_input_is_a_row_with_an_error(tmp_path):
         (["--export", "all"], "--export all: choose from"),
         (["--ops", "rleu"], "did you mean 'relu'"),
         (["--export", "each", "--precision", "bf16"], "leave out --precision bf16"),
+        (["-o", "steps=3"], "prune_grad has no option 'steps'"),
+        (["-o", "steps=3", "--criterion", "greedy"], "greedy has no option 'steps'"),
+        (["-o", "step=3", "--criterion", "prune_int"], "prune_int has no option 'step'; did you mean 'steps'?"),
+        (["-o", "steps=0", "--criterion", "prune_int"], "steps=0 must be at least 1"),
+        (["-o", "steps"], "write it as -o NAME=VALUE"),
+        (["-o", "sparsity=0.5", "--sparsity", "0.5"], "--sparsity and -o sparsity= say the same"),
+        (["-o", "max_output_change=1", "--sparsity", "0.5"], "give one of them"),
     ],
 )
 def test_usage(arguments, message, tmp_path):

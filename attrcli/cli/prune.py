@@ -47,7 +47,12 @@ def prune(
     max_output_change: Annotated[
         float | None, typer.Option("--max-output-change", help="Prune as far as the prediction changes by no more.")
     ] = None,
-    ops: Annotated[str, typer.Option("--ops", help="Whose outputs are neurons, such as relu,gelu.")] = "relu",
+    ops: Annotated[
+        str | None, typer.Option("--ops", help="Whose outputs are neurons, as in relu,gelu; by default relu.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", help="Option NAME=VALUE of the criterion, as steps=50 of prune_int.")
+    ] = None,
     export: Annotated[
         str | None, typer.Option("--export", help="Write masked models: each, union or intersection.")
     ] = None,
@@ -81,7 +86,7 @@ def prune(
     resolved = configs.resolve(given, None)
     from attrcli import prune as verb
 
-    wanted = verb.Wanted(criterion, sparsity, max_output_change, ops, export)
+    wanted = verb.Wanted(criterion, sparsity, max_output_change, ops, export, pairs(option, "-o"))
     plan = verb.plan(wanted, **{each.name: getattr(resolved, each.name) for each in fields(resolved)})
     try:
         with progress(quiet) as report:
@@ -118,11 +123,14 @@ def _report(summary: "Summary", as_json: bool) -> None:
             "bytes": round(small / whole, 4),
             "time": round(after / before, 3),
         }
+    compared = summary.compared > 1
     if as_json:
-        print_facts(facts | {"jaccard": {"classes": summary.classes, "mean": summary.jaccard}}, True)
+        table = {"jaccard": {"classes": summary.classes, "mean": summary.jaccard}} if compared else {}
+        print_facts(facts | table, True)
         return
     print_facts(facts, False)
-    _table(summary)
+    if compared:
+        _table(summary)
 
 
 def _table(summary: "Summary") -> None:

@@ -1,6 +1,6 @@
 """A file <-> a canonical graph: one module per format, told apart by content, never by suffix."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import fx
@@ -26,6 +26,15 @@ def load(path: Path, *, trusted: bool = False) -> Source:
     from attrcli.formats.onnx import Onnx
 
     return Onnx(path)
+
+
+def resizable(source: Source) -> Callable[[fx.Node], bool]:
+    """What tells of a node of a graph built from `source` whether `save` can write its value in another size."""
+    if source.format != "onnx":
+        return lambda node: True
+    from attrcli.formats import onnx_write
+
+    return onnx_write.resizable(source)
 
 
 def save(source: Source, graph: fx.GraphModule, samples: Mapping[str, Sample], path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree
 
 from attrcli.errors import AttrcliError, ModelError, UnsupportedOp
 from attrcli.formats.pt2_walk import DTYPES, Feed, all_nodes, one_line
@@ -70,7 +71,8 @@ class Pt2:
             if not _TARGET.fullmatch(node["target"]):
                 raise ModelError(f"refused: the call target {node['target'][:80]!r} is no operator")
         self._sources = [_source(spec) for spec in signature["input_specs"]]
-        self._results = _results(signature["output_specs"], module)
+        self._returned = _returned(signature["output_specs"], module)
+        self._results = {shown: name for shown, name in named("output", self._returned).items() if name is not None}
         self._written = [
             s["buffer_mutation"]["buffer_name"] for s in signature["output_specs"] if "buffer_mutation" in s
         ]
@@ -104,7 +106,10 @@ class Pt2:
                 sample = samples[name]
                 shapes = [(batch, *sample.shape) for batch in batches]
                 feed.env[name] = feed.b.placeholder(name, shapes, sample.dtype)
-        return feed.run(self._graph, self._results)
+        graph = feed.run(self._graph, self._results)
+        shown = {name: shown for shown, name in self._results.items()}
+        graph.meta["returned"] = _pytree.tree_map(shown.get, self._returned)
+        return graph
 
     def operations(self) -> dict[str, int]:
         """Count the operations of the exported graph, by name."""
@@ -209,15 +214,13 @@ def _source(spec: Mapping[str, Any]) -> tuple[str, str, str]:
     return fields["arg"]["as_tensor"]["name"], kind, ""
 
 
-def _results(specs: Sequence[Mapping[str, Any]], module: Mapping[str, Any]) -> dict[str, str]:
-    """The outputs that are tensors: name for the user -> name in the graph."""
+def _returned(specs: Sequence[Mapping[str, Any]], module: Mapping[str, Any]) -> Any:
+    """What the model returned, in dictionaries, lists and tuples as far as the file tells.
+
+    A tensor is its name in the graph, anything else None.
+    """
     arguments = [spec["user_output"]["arg"] for spec in specs if "user_output" in spec]
     leaves = [argument["as_tensor"]["name"] if "as_tensor" in argument else None for argument in arguments]
-    return {shown: name for shown, name in named("output", _structured(leaves, module)).items() if name is not None}
-
-
-def _structured(leaves: Sequence[Any], module: Mapping[str, Any]) -> Any:
-    """The outputs as the model returned them, in dictionaries and tuples, as far as the file tells."""
     rest = iter(leaves)
 
     def filled(spec: Mapping[str, Any]) -> Any:
@@ -226,7 +229,7 @@ def _structured(leaves: Sequence[Any], module: Mapping[str, Any]) -> Any:
         children = [filled(child) for child in spec["children_spec"]]
         if spec["type"] in ("builtins.dict", "collections.OrderedDict"):
             return dict(zip(json.loads(spec["context"]), children, strict=True))
-        return children
+        return children if spec["type"] == "builtins.list" else tuple(children)
 
     try:
         _, spec = json.loads(module["module_call_graph"][0]["signature"]["out_spec"])
@@ -235,7 +238,7 @@ def _structured(leaves: Sequence[Any], module: Mapping[str, Any]) -> Any:
             return result
     except (ValueError, TypeError, KeyError, IndexError, StopIteration):
         pass
-    return leaves[0] if len(leaves) == 1 else list(leaves)
+    return leaves[0] if len(leaves) == 1 else tuple(leaves)
 
 
 def _spec(graph: Mapping[str, Any], name: str, shown: str) -> TensorSpec:

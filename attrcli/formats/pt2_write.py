@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree
 
 from attrcli.errors import ModelError
 from attrcli.formats.spec import Sample
@@ -24,8 +26,27 @@ def save(module: fx.GraphModule, path: Path, metadata: Mapping[str, str], sample
     )
     batch = torch.export.Dim("batch", min=1)
     dynamic = tuple({0: batch} for _ in arguments) if free else None
+    flat, containers = _returned(module)
     try:
-        program = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
+        program = torch.export.export(flat, arguments, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises its own kinds, of several modules
         raise ModelError(f"{path}: torch.export refuses the graph: {str(error)[:300]}") from error
+    signature: Any = program.module_call_graph[0].signature
+    signature.out_spec = containers  # those of fx itself are no lists and dictionaries, and would stay in the file
     torch.export.save(program, str(path), extra_files=dict(metadata))
+
+
+def _returned(module: fx.GraphModule) -> tuple[fx.GraphModule, Any]:
+    """The graph over the same tensors with all that its program returned as one tuple, and the containers it was in.
+
+    An output that was chosen is returned as it is.
+    """
+    names = module.meta["outputs"]
+    told, containers = _pytree.tree_flatten(module.meta.get("returned"))
+    if set(names) != set(told) - {None}:
+        told, containers = _pytree.tree_flatten(names[0] if len(names) == 1 else names)
+    graph = fx.Graph()
+    outputs: Any = graph.graph_copy(module.graph, {})
+    values = dict(zip(names, outputs, strict=True))
+    graph.output(tuple(values.get(name) for name in told))
+    return fx.GraphModule(module, graph), containers

@@ -151,12 +151,15 @@ def _fold(module: fx.GraphModule, node: Any, producer: Any) -> None:
 
 
 def mask(module: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> fx.GraphModule:
-    """Multiply nodes, by name, by constants that broadcast over the batch, for everyone who reads them."""
+    """Multiply nodes, by name, by masks (bool) that broadcast over the batch, for everyone who reads them.
+
+    What is not finite stays so: zero times infinity is NaN, as where pruning multiplies.
+    """
 
     def edit(copy: fx.GraphModule) -> None:
-        for name, factor in masks.items():
+        for name, kept in masks.items():
             node = named(copy, name)
-            copy.register_buffer(f"{name}_mask", factor)
+            copy.register_buffer(f"{name}_mask", kept)
             with copy.graph.inserting_after(node):
                 held = copy.graph.get_attr(f"{name}_mask")
             with copy.graph.inserting_after(held):

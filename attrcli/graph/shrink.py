@@ -1,5 +1,6 @@
 """Leaving out the channels and units that masks have emptied: smaller tensors, the same output."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,36 +38,42 @@ class _Way:
     consumers: dict[Any, int] = field(default_factory=dict)
 
 
-def shrink(module: fx.GraphModule, *, reshapes: bool = True) -> fx.GraphModule:
+def shrink(module: fx.GraphModule, resizable: Callable[[fx.Node], bool]) -> fx.GraphModule:
     """A masked graph without the channels that are empty everywhere, where one chain of ops makes and reads them.
 
-    The chain is convolution or linear, [batch norm], nonlinearity, mask, pools, [flatten, unless not `reshapes`], and
-    convolutions or linear ops again. What a sum or a concatenation reads stays; so does one channel of each layer.
+    The chain is convolution or linear, [batch norm], nonlinearity, mask, pools, [flatten], and convolutions or linear
+    ops again. All whose values get other sizes, stored tensors included, must be `resizable`; a reshape among them
+    carries the meta `resized`. What a sum or a concatenation reads stays; so does one channel of each layer.
     """
 
     def edit(copy: fx.GraphModule) -> None:
         for node in list(copy.graph.nodes):
             if "mask" in node.meta:
-                _shrink_at(copy, node, reshapes)
+                _shrink_at(copy, node, resizable)
 
     return edited(module, edit)
 
 
-def _shrink_at(module: fx.GraphModule, masked: Any, reshapes: bool) -> None:
+def _shrink_at(module: fx.GraphModule, masked: Any, resizable: Callable[[fx.Node], bool]) -> None:
     shape = masked.meta["shapes"][0]
     mask = attribute(module, masked.args[1].target)
     if len(shape) < 2 or mask.dim() != len(shape) or mask.shape[1] != shape[1]:
         return
-    live = (mask[0] != 0).flatten(1).any(1) if mask.dim() > 2 else mask[0] != 0
+    live = mask[0].flatten(1).any(1) if mask.dim() > 2 else mask[0].clone()
     if bool(live.all()):
         return
     if not bool(live.any()):
         live[0] = True
     chain, way = _producers(masked), _Way()
-    if chain is None or not _follow(masked, 1, way, reshapes):
+    if chain is None or not _follow(masked, 1, way):
+        return
+    producer, norm = chain
+    made = [node for node in (producer, norm, masked) if node is not None]
+    stored = [*producer.args[1:3], *(norm.args[1:5] if norm is not None else ())]
+    stored += [consumer.args[1] for consumer in way.consumers]
+    if not all(map(resizable, (*made, *way.passed, *(tensor for tensor in stored if tensor is not None)))):
         return
     keep = live.nonzero().flatten()
-    producer, norm = chain
     for place, tensor in ((1, "weight"), (2, "bias")):
         _put(module, producer, place, tensor, 0, keep)
     for place in range(1, 5) if norm is not None else ():
@@ -75,13 +82,13 @@ def _shrink_at(module: fx.GraphModule, masked: Any, reshapes: bool) -> None:
     for consumer, factor in way.consumers.items():
         places = (keep[:, None] * factor + torch.arange(factor, device=keep.device)).flatten()
         _put(module, consumer, 1, "columns", 1, places)
-    for node in (producer, norm, masked.args[0], masked):
-        if node is not None:
-            _resize(node, len(keep))
+    for node in (*made, masked.args[0]):
+        _resize(node, len(keep))
     for node, factor in way.passed.items():
         _resize(node, len(keep) * factor)
         if node.target is aten.reshape.default:
             node.args = (node.args[0], [node.args[1][0], len(keep) * factor])
+            node.meta["resized"] = True
 
 
 def _producers(masked: Any) -> tuple[Any, Any] | None:
@@ -101,7 +108,7 @@ def _producers(masked: Any) -> tuple[Any, Any] | None:
     return (node, norm) if all(tensor is None or _own(tensor) for tensor in tensors) else None
 
 
-def _follow(node: Any, factor: int, way: _Way, reshapes: bool) -> bool:
+def _follow(node: Any, factor: int, way: _Way) -> bool:
     """Collect all that reads a node; False where something does that is no link of the chain."""
     for user in _readers(node):
         if user.all_input_nodes.count(node) != 1 or user.args[0] is not node:
@@ -110,14 +117,14 @@ def _follow(node: Any, factor: int, way: _Way, reshapes: bool) -> bool:
             way.consumers[user] = factor
             continue
         wide, shape = factor, node.meta["shapes"][0]
-        if user.target is aten.reshape.default and reshapes and _flattens(user):
+        if user.target is aten.reshape.default and _flattens(user):
             wide = factor * (user.meta["shapes"][0][1] // shape[1])
         elif user.target not in _CHANNEL_BY_CHANNEL or len(shape) < _CHANNEL_BY_CHANNEL[user.target]:
             return False
         if user.target is aten.mean.dim and {0, 1} & {dim % len(shape) for dim in user.args[1]}:
             return False
         way.passed[user] = wide
-        if not _follow(user, wide, way, reshapes):
+        if not _follow(user, wide, way):
             return False
     return bool(_readers(node))
 
@@ -143,9 +150,9 @@ def _own(tensor: Any) -> bool:
 
 def _flattens(node: Any) -> bool:
     """Whether a reshape makes one vector of each sample, and says so with numbers."""
-    source, shape = node.args[0].meta["shapes"][0], node.args[1]
-    made = node.meta["shapes"][0]
-    return bool(len(made) == 2 and len(shape) == 2 and made[0] == source[0] and shape[1] in (made[1], -1))
+    source, shape, made = node.args[0].meta["shapes"], node.args[1], node.meta["shapes"]
+    rows = all(len(new) == 2 and new[0] == old[0] for old, new in zip(source, made, strict=True))
+    return bool(rows and len(shape) == 2 and shape[1] in (made[0][1], -1))
 
 
 def _put(module: fx.GraphModule, node: Any, place: int, role: str, dim: int, keep: torch.Tensor) -> None:

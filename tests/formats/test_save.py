@@ -9,6 +9,7 @@ import torch
 from nets import Residual, assert_close, load_script, ready, save_exported, save_scripted, save_traced
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from attrcli import formats
 from attrcli import model as models
@@ -32,12 +33,12 @@ def relus(graph):
     return [node for node in graph.graph.nodes if node.target is aten.relu.default]
 
 
-def some_masks(graph, dtype=torch.float32):
-    """A mask of zeros and ones for each ReLU."""
+def some_masks(graph):
+    """A mask for each ReLU."""
     masks = {}
     for seed, node in enumerate(relus(graph)):
         generator = torch.Generator().manual_seed(seed)
-        masks[node.name] = (torch.rand(1, *node.meta["shapes"][0][1:], generator=generator) > 0.4).to(dtype)
+        masks[node.name] = torch.rand(1, *node.meta["shapes"][0][1:], generator=generator) > 0.4
     return masks
 
 
@@ -68,6 +69,47 @@ def test_a_written_torchscript_file_runs_in_plain_torch(tmp_path):
     assert_close(load_script(tmp_path / "masked.pt")(x), masked(x)[0], 1e-6)
 
 
+class Returning(nn.Module):
+    """Two linear layers, returned as the constructor says."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.a, self.b, self.pack = nn.Linear(3, 2), nn.Linear(3, 4), pack
+
+    def forward(self, x):
+        return self.pack(self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda a, b: a,
+        lambda a, b: (b,),
+        lambda a, b: [a, b],
+        lambda a, b: {"one": a, "two": b},
+        lambda a, b: (a, {"x": [b, None]}),
+    ],
+)
+def test_a_written_pt2_returns_what_the_program_returned(pack, tmp_path):
+    module = ready(Returning(pack), dtype=torch.float32)
+    path = save_exported(module, (3,), tmp_path / "net.pt2")
+    source, samples, graph = opened(path, (3,))
+    formats.save(source, graph, samples, tmp_path / "again.pt2")
+    for batch in (1, 4):
+        x = torch.rand(batch, 3)
+        found, expected = (torch.export.load(name).module()(x) for name in (tmp_path / "again.pt2", path))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert repr(_pytree.tree_structure(found)) == repr(_pytree.tree_structure(expected))
+
+
+def test_one_output_of_several_is_written_to_a_pt2_as_a_tensor(tmp_path):
+    module = ready(Returning(lambda a, b: (a, b)), dtype=torch.float32)
+    source, samples, graph = opened(save_exported(module, (3,), tmp_path / "net.pt2"), (3,))
+    formats.save(source, passes.only_output(graph, "output_1"), samples, tmp_path / "one.pt2")
+    x = torch.rand(4, 3)
+    assert_close(torch.export.load(tmp_path / "one.pt2").module()(x), module(x)[1], 1e-6)
+
+
 def test_in_an_onnx_file_all_that_was_not_masked_stays_byte_for_byte(tmp_path):
     path = SAMPLES / "fashion_cnn.onnx"
     source, samples, graph = opened(path, (1, 28, 28))
@@ -81,6 +123,35 @@ def test_in_an_onnx_file_all_that_was_not_masked_stays_byte_for_byte(tmp_path):
     untouched = {node.SerializeToString() for node in was.graph.node if node.op_type != "Relu"}
     assert untouched <= {node.SerializeToString() for node in now.graph.node}
     assert [node.op_type for node in now.graph.node].count("Mul") == len(masks)
+    added = [entry for entry in now.graph.initializer if entry.name not in kept]
+    assert {entry.data_type for entry in added} == {onnx.TensorProto.BOOL}
+    assert sum(len(entry.raw_data) for entry in added) == sum(mask.numel() for mask in masks.values())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+def test_masks_take_a_byte_for_each_element(suffix, tmp_path):
+    path = SAMPLES / f"fashion_cnn{suffix}"
+    source, samples, graph = opened(path, (1, 28, 28))
+    masks, sizes = some_masks(graph), []
+    for name, put in (("plain", {}), ("masked", masks)):
+        formats.save(source, passes.mask(graph, put), samples, tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sum(mask.numel() for mask in masks.values()) == 42336
+    assert 42336 < sizes[1] - sizes[0] < 42336 + 12000  # and what the nodes take
+
+
+def test_what_overflows_is_nan_behind_a_mask_in_the_file_as_in_the_graph(tmp_path):
+    source, samples, graph = opened(SAMPLES / "fashion_mlp.onnx", (1, 28, 28))
+    masked = passes.mask(graph, some_masks(graph))
+    formats.save(source, masked, samples, tmp_path / "masked.onnx")
+    x = torch.rand(2, 1, 28, 28)
+    x[1] = 3e38
+    session = onnxruntime.InferenceSession(str(tmp_path / "masked.onnx"))
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = masked(x)[0]
+    assert expected.isnan().all(1).tolist() == [False, True]
+    assert_close(torch.from_numpy(output)[:1], expected[:1], 1e-5)
+    assert (torch.from_numpy(output).isnan() == expected.isnan()).all()
 
 
 def test_other_weights_are_put_into_the_initializers_of_an_onnx_file(tmp_path):
@@ -135,7 +206,7 @@ def test_every_node_has_a_spelling(make, save, tmp_path):
 def test_a_mask_where_the_file_has_no_tensor_is_refused_by_name(tmp_path):
     source, samples, graph = opened(SAMPLES / "fashion_cnn.onnx", (1, 28, 28))
     name = relus(graph)[0].name
-    masked = passes.mask(graph, {name: torch.ones(1)})
+    masked = passes.mask(graph, {name: torch.ones(1, dtype=torch.bool)})
     next(node for node in masked.graph.nodes if "mask" in node.meta).meta["mask"] = None
     with pytest.raises(ModelError, match=f"node '{name}' is inside an operation of the file"):
         formats.save(source, masked, samples, tmp_path / "masked.onnx")

@@ -56,11 +56,15 @@ def masked(net, tmp_path, empty):
     masks = {}
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.relu.default:
-            mask = torch.ones(1, *node.meta["shapes"][0][1:], dtype=torch.float64)
-            mask[:, empty] = 0
-            mask[..., 0] = 0 if mask.dim() > 2 else mask[..., 0]
+            mask = torch.ones(1, *node.meta["shapes"][0][1:], dtype=torch.bool)
+            mask[:, empty] = False
+            mask[..., 0] &= mask.dim() == 2
             masks[node.name] = mask
     return passes.mask(graph, masks)
+
+
+def all_of_them(node):
+    return True
 
 
 def sizes(graph):
@@ -81,7 +85,7 @@ def sizes(graph):
 )
 def test_chains_shrink_and_what_is_summed_stays(net, expected, tmp_path):
     graph = masked(net, tmp_path, [1, 3])
-    small = shrink(graph)
+    small = shrink(graph, all_of_them)
     assert sizes(small) == expected
     for count in (1, 7):
         x = torch.randn(count, 2, 8, 8, dtype=torch.float64)
@@ -91,16 +95,24 @@ def test_chains_shrink_and_what_is_summed_stays(net, expected, tmp_path):
 
 def test_a_layer_that_is_empty_keeps_one_channel(tmp_path):
     graph = masked(Chain, tmp_path, slice(None))
-    small = shrink(graph)
+    small = shrink(graph, all_of_them)
     assert sizes(small) == [(1, 2), (1, 1), (1, 4), (3, 1)]
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(small(x)[0], graph(x)[0], rtol=1e-12, atol=1e-12)
 
 
-def test_without_reshapes_the_flattened_layer_stays(tmp_path):
-    assert sizes(shrink(masked(Chain, tmp_path, [1, 3]), reshapes=False)) == [(4, 2), (5, 4), (5, 20), (3, 5)]
+@pytest.mark.parametrize(
+    ("fixed", "expected"),
+    [
+        (lambda node: node.target is torch.ops.aten.reshape.default, [(4, 2), (5, 4), (5, 20), (3, 5)]),
+        (lambda node: node.target is torch.ops.aten.max_pool2d.default, [(6, 2), (3, 6), (5, 12), (3, 5)]),
+        (lambda node: node.op == "get_attr" and "three" in node.target, [(4, 2), (5, 4), (7, 20), (3, 7)]),
+    ],
+)
+def test_a_layer_with_a_size_that_must_stay_stays(fixed, expected, tmp_path):
+    assert sizes(shrink(masked(Chain, tmp_path, [1, 3]), lambda node: not fixed(node))) == expected
 
 
 def test_nothing_empty_nothing_changed(tmp_path):
     graph = masked(Chain, tmp_path, [])
-    assert sizes(shrink(graph)) == [(6, 2), (5, 6), (7, 20), (3, 7)]
+    assert sizes(shrink(graph, all_of_them)) == [(6, 2), (5, 6), (7, 20), (3, 7)]
