@@ -69,18 +69,20 @@ def _gaps(run: RunFile) -> dict[str, Any]:
 # -- model files ---------------------------------------------------------------------------------------------------
 
 
-def model_file(path: Path, shape: Shape | None = None, *, trusted: bool = False) -> dict[str, Any]:
+def model_file(
+    path: Path, shape: Shape | None = None, *, preprocess: str | None = None, trusted: bool = False
+) -> dict[str, Any]:
     """Format, inputs, outputs, parameters, operations, final activation, and which methods work and why not.
 
     `shape` of one sample, channels first, is needed where neither the file nor the sidecar tells; without it
-    operations are counted from the file. Raises ModelError for a file that cannot be opened, UsageError for a shape
-    that no memory holds.
+    operations are counted from the file. `preprocess` names a preset or the sidecar. Raises ModelError for a file that
+    cannot be opened, UsageError for a shape that no memory holds.
     """
     from attrcli import model as models
 
     model = models.load(path, trusted=trusted)
     source = model.source
-    sidecar, where = _sidecar(model)
+    sidecar, where = _sidecar(model, preprocess)
     facts: dict[str, Any] = {
         "model": str(path),
         "format": model.format,
@@ -110,11 +112,12 @@ def model_file(path: Path, shape: Shape | None = None, *, trusted: bool = False)
     return facts
 
 
-def _sidecar(model: "Model") -> tuple[Preprocess | None, str]:
-    """The preprocessing that `explain` would find without flags, and where."""
+def _sidecar(model: "Model", preprocess: str | None) -> tuple[Preprocess | None, str]:
+    """The preprocessing that `explain` would find, and where."""
     embedded = parse_embedded(model.source.metadata.get("attrcli.toml"), str(model.path))
     beside = model.path.with_suffix(".toml")
-    return find(model.path, None, embedded), beside.name if beside.is_file() else "the file itself"
+    where = preprocess or (beside.name if beside.is_file() else "the file itself")
+    return find(model.path, preprocess, embedded), where
 
 
 def _explained(model: "Model") -> "TensorSpec":

@@ -318,3 +318,30 @@ def test_a_method_that_is_not_there():
     done = attrcli("methods", "salience")
     assert done.code == 2
     assert "did you mean 'saliency'" in done.err
+
+
+def test_a_sidecar_that_lies_elsewhere_tells_size_and_type(tmp_path):
+    class Tokens(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 3)
+
+        def forward(self, ids):
+            return self.head(self.embedding(ids).mean(1))
+
+    scripted(tmp_path / "tokens.pt", Tokens())
+    (tmp_path / "told.toml").write_text('[input]\nkind = "array"\nsize = [5]\ndtype = "int64"\n')
+    assert "nodes" not in facts(tmp_path / "tokens.pt")
+    told = facts(tmp_path / "tokens.pt", "-p", tmp_path / "told.toml")
+    assert told["sample_shape"] == [5]
+    assert told["preprocessing"] == f"array, from {tmp_path / 'told.toml'}"
+    assert "embedding" in told["nodes"]
+    assert told["methods"]["occlusion"] == "works"
+    assert "--at NODE" in told["methods"]["gradient"]
+
+
+@pytest.mark.parametrize("flag", [("-b", "white"), ("-t", "Bag")])
+def test_what_matters_to_complete_alone_is_refused_without(flag):
+    done = attrcli("inspect", CNN, *flag)
+    assert (done.code, done.out) == (2, "")
+    assert f"{flag[1]}: it matters to --complete INPUT alone" in done.err

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from attrcli.cli._app import app
-from attrcli.cli._options import Debug, Force, Json, Trust
+from attrcli.cli._options import Debug, Force, Json, PreprocessBy, Trust
 from attrcli.cli._terminal import print_facts, printable
 from attrcli.errors import UsageError
 
@@ -22,10 +22,10 @@ def inspect(
         str | None, typer.Option("--complete", help="An input: say at which node DeepLIFT's sum stops matching.")
     ] = None,
     baseline: Annotated[str | None, typer.Option("--baseline", "-b", help="As for explain, with --complete.")] = None,
-    preprocess: Annotated[
-        str | None, typer.Option("--preprocess", "-p", help="As for explain, with --complete.")
+    preprocess: PreprocessBy = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="As for explain, with --complete; predicted.")
     ] = None,
-    target: Annotated[str, typer.Option("--target", "-t", help="As for explain, with --complete.")] = "predicted",
     trust_model: Trust = None,
     force: Force = False,
     as_json: Json = False,
@@ -35,17 +35,21 @@ def inspect(
     from attrcli import inspect as verb
 
     sizes = _sizes(shape)
+    for option, value in (("--baseline", baseline), ("--target", target)):
+        if value is not None and complete is None:
+            raise UsageError(f"{option} {value}: it matters to --complete INPUT alone; leave it out")
     if write_sidecar:
         print(printable(str(verb.write_sidecar(path, sizes, force=force, trusted=bool(trust_model)))))
         return
     if complete is not None:
         from attrcli.complete import completeness
 
-        asked = {"baseline": baseline, "preprocess": preprocess, "target": target}
+        asked = {"baseline": baseline, "preprocess": preprocess, "target": target or "predicted"}
         print_facts(completeness(path, complete, **asked, trusted=bool(trust_model)), as_json)  # type: ignore[arg-type]
         return
     run = verb.is_run_file(path)
-    facts = verb.run_file(path) if run else verb.model_file(path, sizes, trusted=bool(trust_model))
+    told = {"preprocess": preprocess, "trusted": bool(trust_model)}
+    facts = verb.run_file(path) if run else verb.model_file(path, sizes, **told)  # type: ignore[arg-type]
     if not as_json and "nodes" in facts:
         facts["graph_nodes"] = f"{len(facts.pop('nodes'))} (--json lists their names, for --at)"
     print_facts(facts, as_json)
