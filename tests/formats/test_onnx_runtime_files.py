@@ -19,21 +19,23 @@ from attrcli.formats.onnx import Onnx
 LEVELS = onnxruntime.GraphOptimizationLevel
 
 
-def optimised(path: Path, folder: Path, level: LEVELS) -> Path:
+def optimised(path: Path, level: LEVELS) -> Path:
+    """An optimised file beside the one that it is made of, since it may read the same file of weights."""
+    made = path.with_name(f"{path.stem}-{level.name}.onnx")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.optimized_model_filepath = str(made)
     options.log_severity_level = 4
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return folder / "optimised.onnx"
+    return made
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
 @pytest.mark.parametrize("kind", [Residual, Transformer])
-def test_an_optimised_file_equals_the_module(kind: type[nn.Module], dynamo: bool, tmp_path: Path) -> None:
+def test_an_optimised_file_equals_the_module(kind: type[nn.Module], dynamo: bool) -> None:
     network, path = exported(kind, dynamo=dynamo)
     torch.manual_seed(0)
-    source = Onnx(optimised(path, tmp_path, LEVELS.ORT_ENABLE_EXTENDED))
+    source = Onnx(optimised(path, LEVELS.ORT_ENABLE_EXTENDED))
     assert any(name.startswith("com.microsoft.") for name in source.operations())
     graph = built(source)
     for batch in (1, 3):
@@ -44,8 +46,8 @@ def test_an_optimised_file_equals_the_module(kind: type[nn.Module], dynamo: bool
         assert torch.allclose(*gradients, rtol=0, atol=1e-5 * float(gradients[1].abs().max()))
 
 
-def test_a_file_laid_out_for_one_processor_says_what_to_do(tmp_path: Path) -> None:
-    source = Onnx(optimised(exported(Residual, dynamo=False)[1], tmp_path, LEVELS.ORT_ENABLE_ALL))
+def test_a_file_laid_out_for_one_processor_says_what_to_do() -> None:
+    source = Onnx(optimised(exported(Residual, dynamo=False)[1], LEVELS.ORT_ENABLE_ALL))
     if not any("nchwc" in name for name in source.operations()):
         pytest.skip("this processor's layout is the plain one")
     with pytest.raises(UnsupportedOp, match="save the optimised model at the level 'extended'"):

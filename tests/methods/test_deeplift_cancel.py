@@ -138,16 +138,8 @@ def test_a_batch_norm_is_the_same_folded_or_not(tmp_path):
     assert away(together, apart) < 1e-11
 
 
-def in_turns(names):
-    """Each name with both rules; one of them, in turns, in the default suite."""
-    return [
-        pytest.param(name, rule, marks=() if i % 2 == j else pytest.mark.slow)
-        for i, name in enumerate(names)
-        for j, rule in enumerate(RULES[1:])
-    ]
-
-
-@pytest.mark.parametrize(("name", "rule"), in_turns(ALONE))
+@pytest.mark.parametrize("rule", RULES[1:])
+@pytest.mark.parametrize("name", ALONE)
 def test_differences_add_up_for_every_op_alone(name, rule):
     model, shape = alone(name)
     x = points(*shape)
@@ -164,7 +156,8 @@ def test_differences_add_up_in_residual_nets_with_pools(rule, tmp_path):
         assert gap(model, x, target(0, 1, 2, 0), baseline, DEEPLIFT[rule]) < EXACT
 
 
-@pytest.mark.parametrize(("name", "rule"), in_turns(ARCHITECTURES))
+@pytest.mark.parametrize("rule", RULES[1:])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_differences_add_up_for_every_architecture(name, rule):
     model, x, to = architecture(name)
     for baseline in baselines(x):
