@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLES := sample_models
+# One test process for each core, of one thread, so that they do not fight.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all lint bench samples clean
@@ -27,10 +29,10 @@ demo: $(VENV)/.ready
 	$(BIN)/attrcli render demo/integrated_gradients.h5 demo/occlusion.h5 --out demo/grid.png --limit 6 --force
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

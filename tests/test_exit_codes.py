@@ -153,7 +153,7 @@ def rows_done(part):
 def test_ctrl_c_exits_130_and_the_same_command_goes_on(tmp_path):
     out, part = tmp_path / "run.h5", tmp_path / "run.h5.part"
     arguments = [SAMPLES / "fashion_cnn.pt", SAMPLES / "images/test", "--method", "integrated_gradients"]
-    arguments += ["-o", "steps=100", "--batch-size", "2", "--limit", "24", "--threads", "1", "--out", out, "--json"]
+    arguments += ["-o", "steps=25", "--batch-size", "2", "--limit", "24", "--threads", "1", "--out", out, "--json"]
     program = (  # a shell's background jobs ignore the signal, and a test may be run by one
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from attrcli.__main__ import main; main()"

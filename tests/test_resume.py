@@ -265,12 +265,12 @@ def test_a_disk_that_fills_up_during_the_run(folder, out, monkeypatch):
 
 # -- kill ----------------------------------------------------------------------------------------------------------
 
-SLOW = ["-m", "smoothgrad", "-o", "samples=30", "--batch-size", "4", "--threads", "1", "--limit", "240", "-q"]
+SLOW = ["-m", "smoothgrad", "-o", "samples=30", "--batch-size", "4", "--threads", "1", "-q"]
 
 
-def started(out):
+def started(out, count):
     return subprocess.Popen(
-        [*RUN, "explain", str(CNN), str(TRAIN), *SLOW, "--out", str(out)],
+        [*RUN, "explain", str(CNN), str(TRAIN), *SLOW, "--limit", str(count), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -285,11 +285,12 @@ def written(path):
         return 0
 
 
-def kill_and_resume(folder, whole, kills, seed):
-    """Kill a run of 240 images at random moments after the first row; resume; start over; until `kills` are done."""
+def kill_and_resume(folder, count, kills, seed):
+    """Kill a run of some images at random moments after the first row; resume; start over; until `kills` are done."""
+    whole = undisturbed(folder / "whole.h5", count)
     generator, done, out = random.Random(seed), 0, folder / "run.h5"
     while done < kills:
-        with started(out) as child:
+        with started(out, count) as child:
             before = written(f"{out}.part")
             while child.poll() is None and written(f"{out}.part") <= before:
                 time.sleep(0.01)
@@ -304,33 +305,31 @@ def kill_and_resume(folder, whole, kills, seed):
         assert child.returncode == -signal.SIGKILL
         done += 1
         assert out.exists() or written(f"{out}.part") > before
-    with started(out) as child:
+    with started(out, count) as child:
         stdout, stderr = child.communicate()
     assert child.returncode == 0, stderr
-    assert told(stdout.decode())["rows"] == 240
+    assert told(stdout.decode())["rows"] == count
     assert_same_rows(out, whole)
     assert rows(out)["attributes"]["complete"]
     assert [path.name for path in folder.glob("run.h5*") if not path.name.endswith(".lock")] == ["run.h5"]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run that is never disturbed, in a process of its own like the others."""
-    out = tmp_path_factory.mktemp("whole") / "run.h5"
-    with started(out) as child:
+def undisturbed(out, count):
+    """The run that is never killed, in a process of its own like the others."""
+    with started(out, count) as child:
         _, stderr = child.communicate()
     assert child.returncode == 0, stderr
     assert (rows(out)["status"] == Status.OK).all()
     return out
 
 
-def test_kill_9_three_times(tmp_path, whole):
-    kill_and_resume(tmp_path, whole, 3, seed=0)
+def test_kill_9_twice(tmp_path):
+    kill_and_resume(tmp_path, 48, 2, seed=0)
 
 
 @pytest.mark.slow
-def test_kill_9_thirty_times(tmp_path, whole):
-    kill_and_resume(tmp_path, whole, 30, seed=1)
+def test_kill_9_thirty_times(tmp_path):
+    kill_and_resume(tmp_path, 240, 30, seed=1)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

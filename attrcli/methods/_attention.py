@@ -10,10 +10,10 @@ from torch import fx
 
 from attrcli.errors import UnsupportedOp
 from attrcli.graph import ops
+from attrcli.graph.axes import argument, follow_axes
+from attrcli.graph.axis import BATCH, UNKNOWN, Axes, Axis
 from attrcli.graph.ops import OpClass
 from attrcli.graph.rules import PLAIN, Choice, Rule, Step, Verdict
-from attrcli.methods import _axes
-from attrcli.methods._axes import BATCH, UNKNOWN, Axes, Axis, argument
 from attrcli.model import Model
 
 Tensor = torch.Tensor
@@ -32,7 +32,7 @@ class Maps:
 def find(model: Model, shape: tuple[int, ...], method: str) -> Maps:
     """The self-attentions over all tokens of a grid. Raises UnsupportedOp where there are none, or of another kind."""
     graph = model.engine(shape).run
-    axes = _axes.follow(graph, model.input, channels_last=model.channels_last_input)
+    axes = follow_axes(graph, model.input, channels_last=model.channels_last_input)
     found: dict[fx.Node, Axis] = {}
     for node in graph.graph.nodes:
         if node in axes and (node.target is FUSED or _is_open(node, axes.keys())):

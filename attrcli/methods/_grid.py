@@ -11,11 +11,11 @@ from torch import fx
 
 from attrcli.errors import ModelError, UsageError
 from attrcli.graph import ops
+from attrcli.graph.axes import follow_axes
+from attrcli.graph.axis import BATCH, CHANNEL, UNKNOWN, Axes, Axis, plain
 from attrcli.graph.passes import named
 from attrcli.graph.rectified import rectifier
 from attrcli.graph.rules import leads_with_batch
-from attrcli.methods import _axes
-from attrcli.methods._axes import BATCH, CHANNEL, UNKNOWN, Axes, Axis
 from attrcli.model import Model
 
 Tensor = torch.Tensor
@@ -78,7 +78,7 @@ def grids(model: Model, shape: tuple[int, ...]) -> dict[fx.Node, Grid]:
     """
     _require_places(shape)
     graph = model.engine(shape).logits
-    axes = _axes.follow(graph, model.input, channels_last=model.channels_last_input)
+    axes = follow_axes(graph, model.input, channels_last=model.channels_last_input)
     found = {}
     for node, each in axes.items():
         if node.op == "call_function" and (grid := _read(node, each, len(shape) - 1)) is not None:
@@ -166,10 +166,10 @@ def _told(node: fx.Node, grid: str, dims: int) -> Grid:
     factors = tuple(enumerate(sizes))
     count, batch = math.prod(sizes), Axis(((BATCH, shape[0]),))
     if len(shape) == 3 and shape[1] >= count and not (dims == 1 and shape[2] == count):
-        return Grid(node.name, (batch, Axis(factors, before=shape[1] - count), _axes.plain(CHANNEL, shape[2])), sizes)
+        return Grid(node.name, (batch, Axis(factors, before=shape[1] - count), plain(CHANNEL, shape[2])), sizes)
     if tuple(shape[2:]) == sizes:
-        along = (_axes.plain(i, size) for i, size in factors)
-        return Grid(node.name, (batch, _axes.plain(CHANNEL, shape[1]), *along), sizes)
+        along = (plain(i, size) for i, size in factors)
+        return Grid(node.name, (batch, plain(CHANNEL, shape[1]), *along), sizes)
     said = "x".join(["N", *map(str, shape[1:])])
     accepted = f"N x tokens x channels, or N x channels x {grid}"
     raise UsageError(f"-o grid={grid}: node '{node.name}' is {said}; accepted: {accepted}")
@@ -207,7 +207,7 @@ def _default(model: Model, shape: tuple[int, ...], coarse: int | None) -> Grid:
 
 def _require_followed(model: Model, shape: tuple[int, ...], chosen: fx.Node) -> None:
     """Raise UsageError where the grid is lost sight of after a node, so that a later one may have it."""
-    axes = _axes.follow(model.engine(shape).logits, model.input, channels_last=model.channels_last_input)
+    axes = follow_axes(model.engine(shape).logits, model.input, channels_last=model.channels_last_input)
     order = list(axes)
     for node in order[order.index(chosen) + 1 :]:
         given = [axis for item in node.all_input_nodes for axis in axes.get(item, ())]

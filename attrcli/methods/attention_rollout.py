@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from attrcli.errors import ModelError, UnsupportedOp, UsageError
+from attrcli.graph.axis import BATCH, CHANNEL, Axis, plain
 from attrcli.graph.rules import Ruled
 from attrcli.methods import _attention
-from attrcli.methods._axes import BATCH, CHANNEL, Axis, plain
 from attrcli.methods._grid import Grid, felt, grids, upsampled
 from attrcli.methods._method import Attribution
 from attrcli.model import Model, Target

@@ -1,7 +1,9 @@
 """Small networks and their export to ONNX."""
 
 import warnings
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -59,7 +61,14 @@ class Windows(nn.Module):
         return self.head((x + y)[:, :high, :wide].mean((1, 2)))
 
 
-def exported(network: nn.Module, path: Path, *, dynamo: bool) -> None:
+FOLDER = TemporaryDirectory()
+
+
+@cache
+def exported(kind: type[nn.Module], *, dynamo: bool) -> tuple[nn.Module, Path]:
+    """A network and its file, made once for all tests: the exporters are slow."""
+    torch.manual_seed(0)
+    network, path = kind().eval(), Path(FOLDER.name) / f"{kind.__name__}-{dynamo}.onnx"
     for parameter in network.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, 1.0, 0.1)
@@ -73,3 +82,4 @@ def exported(network: nn.Module, path: Path, *, dynamo: bool) -> None:
             axes = {"x": {0: "batch"}}
             names = {"input_names": ["x"], "dynamic_axes": axes}
             torch.onnx.export(network, (example,), str(path), dynamo=False, opset_version=14, **names)
+    return network, path

@@ -364,11 +364,10 @@ def test_attributes_are_the_decimals_that_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
 @pytest.mark.parametrize("network", [Residual, Transformer, Windows])
-def test_exported_networks_equal_the_module(network: type[nn.Module], dynamo: bool, tmp_path: Path) -> None:
+def test_exported_networks_equal_the_module(network: type[nn.Module], dynamo: bool) -> None:
+    module, path = exported(network, dynamo=dynamo)
     torch.manual_seed(0)
-    module = network().eval()
-    exported(module, tmp_path / "net.onnx", dynamo=dynamo)
-    source = Onnx(tmp_path / "net.onnx")
+    source = Onnx(path)
     graph = built(source)
     for batch in BATCHES:
         x = torch.randn(batch, 3, 16, 16, requires_grad=True)
@@ -379,9 +378,8 @@ def test_exported_networks_equal_the_module(network: type[nn.Module], dynamo: bo
         assert_same(graph, source.proto_bytes(), {source.inputs[0].name: x.detach()})
 
 
-def test_every_named_tensor_is_the_one_that_onnx_runtime_exposes(tmp_path: Path) -> None:
-    exported(Transformer().eval(), tmp_path / "net.onnx", dynamo=True)
-    source = Onnx(tmp_path / "net.onnx")
+def test_every_named_tensor_is_the_one_that_onnx_runtime_exposes() -> None:
+    source = Onnx(exported(Transformer, dynamo=True)[1])
     graph = built(source)
     named = {entry: entry.meta["tensor"] for entry in graph.graph.nodes if "tensor" in entry.meta}
     assert len(named) > 20

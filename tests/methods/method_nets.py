@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from grid_nets import AnyRank, TinyVit
+from nets import quiet, ready
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import ZOO, cells
 
 from attrcli import model as models
 from attrcli.model import Model, Target
@@ -260,3 +263,25 @@ def predicted(net: str) -> Tensor:
     """The class of each test image, (60,)."""
     with torch.no_grad():
         return script(net)(images()[0]).argmax(1)
+
+
+# -- the zoo -------------------------------------------------------------------------------------------------------
+
+FOLDER = TemporaryDirectory()
+
+
+@cache
+def architecture(name: str, precision: str = "float64") -> tuple[Model, Tensor, Target]:
+    """A traced architecture of the zoo, opened once for all tests: the model, three samples, a class of each."""
+    arch, path = ZOO[name], Path(FOLDER.name) / f"{name}.pt"
+    torch.manual_seed(0)
+    module, given = ready(arch.make()), cells.inputs(arch, 3, torch.float64)
+    with quiet():
+        torch.jit.save(torch.jit.trace(module, given, check_trace=False), path)
+    model = models.load(path, precision=precision)
+    first, *others = arch.inputs
+    fixed = {n: g[0] for n, g in zip(others, given[1:], strict=True)}
+    model.bind(input=first, fixed=fixed, output="output_0" if name in ("siamese", "translator") else None)
+    x = given[0].to(model.dtype)
+    logits = model.logits(x)
+    return model, x, Target(torch.arange(3) % (logits.shape[1] if logits.dim() > 1 else 1))

@@ -76,6 +76,12 @@ AXIOMS = {
 
 FOLDER = tempfile.TemporaryDirectory()
 
+
+def folder() -> Path:
+    """A new folder: nets of one class are files of one name."""
+    return Path(tempfile.mkdtemp(dir=FOLDER.name))
+
+
 case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[f"{n}-{'-'.join(map(str, o.values()))}" for n, o in CASES]
 )
@@ -106,7 +112,22 @@ def attribution(
 def opened(name: str, which: int, precision: str = "float64") -> Model:
     """One of the nets of a method's family, for all its tests."""
     torch.manual_seed(0)
-    return open_net(family(name).nets[which](), Path(FOLDER.name), SHAPE, precision=precision)
+    return open_net(family(name).nets[which](), folder(), SHAPE, precision=precision)
+
+
+@cache
+def of_rank(name: str, shape: tuple[int, ...]) -> Model:
+    """A net of a method's family for samples of a shape, for all its options."""
+    torch.manual_seed(1)
+    return open_net(family(name).any_rank(shape), folder(), shape)
+
+
+@cache
+def constant(name: str, reads: bool) -> Model:
+    """A net of a method's family whose scores are constants, for all its options."""
+    make = family(name).constant
+    assert make is not None
+    return open_net(make(reads), folder(), SHAPE)
 
 
 @pytest.fixture(params=[0, 1], ids=["smooth", "kinked"])
@@ -140,11 +161,9 @@ def test_shape_and_type(name: str, options: dict[str, object], precision: str) -
 @pytest.mark.parametrize(
     ("name", "options", "shape"), [(n, o, shape) for n, o in CASES for shape in family(n).ranks], ids=str
 )
-def test_samples_of_any_rank(name: str, options: dict[str, object], shape: tuple[int, ...], tmp_path) -> None:
-    torch.manual_seed(1)
-    model = open_net(family(name).any_rank(shape), tmp_path, shape)
+def test_samples_of_any_rank(name: str, options: dict[str, object], shape: tuple[int, ...]) -> None:
     x = batch(2, *shape)
-    values = explain(name, options, model, x, target(0, 1), torch.zeros_like(x))
+    values = explain(name, options, of_rank(name, shape), x, target(0, 1), torch.zeros_like(x))
     assert values.shape == expected_shape(name, x)
 
 
@@ -196,9 +215,16 @@ def test_the_same_again_is_the_same_to_the_bit(name: str, options: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "net_name"), [(n, o, net) for n, o in CASES for net in family(n).bundled], ids=str
+    ("name", "options", "net_name", "precision", "limit"),
+    [
+        pytest.param(name, options, net, precision, limit, marks=() if default else pytest.mark.slow)
+        for name in METHODS
+        for net in family(name).bundled
+        for number, options in enumerate(VARIANTS.get(name, [{}]))
+        for precision, limit, default in (("float32", 1e-5, number == 0), ("float64", 1e-10, True))
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_three_formats_one_answer(
     name: str, options: dict[str, object], net_name: str, precision: str, limit: float
 ) -> None:
@@ -224,12 +250,9 @@ def test_a_zero_input_is_explained(name: str, options: dict[str, object], net: M
     [(n, o, reads) for n, o in CASES if family(n).constant for reads in (True, False)],
     ids=str,
 )
-def test_a_constant_score_gives_zero(name: str, options: dict[str, object], reads: bool, tmp_path) -> None:
-    make = family(name).constant
-    assert make is not None
-    model = open_net(make(reads), tmp_path, SHAPE)
+def test_a_constant_score_gives_zero(name: str, options: dict[str, object], reads: bool) -> None:
     x = batch(2, *SHAPE)
-    values = explain(name, options, model, x, target(0, 1), torch.zeros_like(x))
+    values = explain(name, options, constant(name, reads), x, target(0, 1), torch.zeros_like(x))
     assert torch.equal(values.double(), torch.zeros(expected_shape(name, x)).double())
 
 

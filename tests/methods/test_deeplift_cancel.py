@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-import zoo
-from method_nets import Kinked, Linear, away, batch, open_net, target
-from nets import quiet, ready
-from test_deeplift import ALONE, EXACT, SPATIAL, Least, architectures, gap, opened, points
+from method_nets import Kinked, Linear, architecture, away, batch, open_net, target
+from test_deeplift import ALONE, ARCHITECTURES, EXACT, Least, alone, baselines, gap, points
 from torch import Tensor, nn
-from zoo import cells
 
 from attrcli import methods
-from attrcli import model as models
 from attrcli.model import Target
 
 RULES = ("rescale", "revealcancel", "genomics")
@@ -160,9 +156,8 @@ def test_a_batch_norm_is_the_same_folded_or_not(tmp_path):
 
 @pytest.mark.parametrize("rule", RULES[1:])
 @pytest.mark.parametrize("name", ALONE)
-def test_differences_add_up_for_every_op_alone(name, rule, tmp_path):
-    shape = (1, 5, 6) if name in SPATIAL else (4, 6)
-    model = opened(ALONE[name], tmp_path, *shape)
+def test_differences_add_up_for_every_op_alone(name, rule):
+    model, shape = alone(name)
     x = points(*shape)
     for baseline in (points(*shape, seed=1), x * (x > 0)):
         assert gap(model, x, target(0, 1, 0), baseline, DEEPLIFT[rule]) < EXACT
@@ -178,20 +173,10 @@ def test_differences_add_up_in_residual_nets_with_pools(rule, tmp_path):
 
 
 @pytest.mark.parametrize("rule", RULES[1:])
-@pytest.mark.parametrize("name", [name for name, refused in architectures() if not refused])
-def test_differences_add_up_for_every_architecture(name, rule, tmp_path):
-    arch = zoo.ZOO[name]
-    torch.manual_seed(0)
-    module, given = ready(arch.make()), cells.inputs(arch, 3, torch.float64)
-    with quiet():
-        torch.jit.save(torch.jit.trace(module, given, check_trace=False), tmp_path / "net.pt")
-    model = models.load(tmp_path / "net.pt", precision="float64")
-    first, *others = arch.inputs
-    fixed = {n: g[0] for n, g in zip(others, given[1:], strict=True)}
-    model.bind(input=first, fixed=fixed, output="output_0" if name in ("siamese", "translator") else None)
-    x, logits = given[0], model.logits(given[0])
-    to = Target(torch.arange(3) % (logits.shape[1] if logits.dim() > 1 else 1))
-    for baseline in (torch.zeros_like(x), points(*x.shape[1:], seed=9)):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_differences_add_up_for_every_architecture(name, rule):
+    model, x, to = architecture(name)
+    for baseline in baselines(x):
         assert gap(model, x, to, baseline, DEEPLIFT[rule]) < EXACT
 
 

@@ -146,14 +146,28 @@ class Random(nn.Module):
 STEPS = st.tuples(st.sampled_from(["dense", "conv", *UNARY, *BINARY]), st.integers(0, 9), st.integers(0, 9))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(plan=st.lists(STEPS, min_size=2, max_size=9))
-def test_random_graphs_are_complete_under_all_rules(plan, tmp_path_factory):
+PLANS = st.lists(STEPS, min_size=2, max_size=9)
+
+
+def complete_under_all_rules(plan, folder):
     torch.manual_seed(0)
-    model = open_net(Random(plan), tmp_path_factory.mktemp("random"), (4, 6))
+    model = open_net(Random(plan), folder, (4, 6))
     x, baseline, to = points(), points(seed=1), target(0, 1, 0)
     for rule in RULED.values():
         assert gap(model, x, to, baseline, rule) < EXACT
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(plan=PLANS)
+def test_random_graphs_are_complete_under_all_rules(plan, tmp_path_factory):
+    complete_under_all_rules(plan, tmp_path_factory.mktemp("random"))
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(plan=PLANS)
+def test_100_random_graphs_are_complete_under_all_rules(plan, tmp_path_factory):
+    complete_under_all_rules(plan, tmp_path_factory.mktemp("random"))
 
 
 def test_a_batch_frozen_at_one_is_explained_row_by_row(tmp_path):

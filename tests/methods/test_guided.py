@@ -113,7 +113,7 @@ def test_a_relu_is_told_by_what_it_computes(how, name, tmp_path):
         (nn.LeakyReLU(0.1), lambda z: torch.where(z > 0, torch.ones_like(z), torch.full_like(z, 0.1))),
         (nn.PReLU(5), lambda z: torch.where(z > 0, torch.ones_like(z), torch.full_like(z, 0.25))),
     ],
-    ids=str,
+    ids=["relu6", "hardtanh", "leaky relu", "prelu"],
 )
 def test_a_ceiling_or_a_leak_counts(act, slope, tmp_path):
     """By hand: through the linear layer and the one activation before it."""

@@ -6,15 +6,13 @@ import pytest
 import torch
 import zoo
 from lrp_nets import lrp
-from method_nets import FORMATS, away, batch, images, predicted, sample, target
-from nets import quiet, ready, save_traced
+from method_nets import FORMATS, architecture, away, batch, images, predicted, sample, target
+from nets import ready, save_traced
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import cells
 
 from attrcli import model as models
 from attrcli.errors import UnsupportedOp
-from attrcli.model import Target
 
 EPSILON = 1e-13
 
@@ -135,18 +133,8 @@ def architectures() -> list[str]:
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_every_architecture_runs_or_is_refused_by_name(name, tmp_path):
-    arch = zoo.ZOO[name]
-    torch.manual_seed(0)
-    module, given = ready(arch.make()), cells.inputs(arch, 3, torch.float64)
-    with quiet():
-        torch.jit.save(torch.jit.trace(module, given, check_trace=False), tmp_path / "net.pt")
-    model, x = models.load(tmp_path / "net.pt", precision="float64"), given[0]
-    first, *others = arch.inputs
-    fixed = {n: g[0] for n, g in zip(others, given[1:], strict=True)}
-    model.bind(input=first, fixed=fixed, output="output_0" if name in ("siamese", "translator") else None)
-    logits = model.logits(x)
-    to = Target(torch.arange(3) % (logits.shape[1] if logits.dim() > 1 else 1))
+def test_every_architecture_runs_or_is_refused_by_name(name):
+    model, x, to = architecture(name)
     for options in ({}, {"composite": "epsilon_alpha2_beta1", "attention": "attnlrp"}, {"attention": "cp"}):
         refused = REFUSED.get(name) or (None if options else ATTENTIVE.get(name))
         if refused is not None:

@@ -1,66 +1,27 @@
-"""Where the axes of every node come from: the batch, channels, or the grid of the input, followed through the graph.
+"""Where the axes of every node come from, followed through the graph: one function for each way in which ops move them.
 
-An axis is a product of factors, outermost first: `((0, 14), (1, 14))` are the 196 patches of an image, flattened;
-`before` counts the tokens, such as a class token, that were put in front of them. Sizes are those of the graph's second
-probe. What is not followed is an axis UNKNOWN, never a guess.
+Sizes are those of the graph's second probe. What is not followed is an axis UNKNOWN, never a guess.
 """
 
-# long: one function for each way in which an op moves axes
-
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from attrcli.graph import ops
+from attrcli.graph.axis import BATCH, CHANNEL, INPUT_CHANNEL, UNKNOWN, Axes, Axis, better, plain, reshaped, resized
 from attrcli.graph.check import attribute
 from attrcli.graph.ops import OpClass
 
 aten = torch.ops.aten
 
-BATCH, CHANNEL, INPUT_CHANNEL, UNKNOWN = "batch", "channel", "input channel", "unknown"
-Factor = tuple[Any, int]
-"""What it is, a number for an axis of the grid, and its size."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis; its size is `before`, the product of its factors, and `after`."""
-
-    factors: tuple[Factor, ...]
-    before: int = 0
-    after: int = 0
-
-    @property
-    def size(self) -> int:
-        """How long it is."""
-        return self.before + math.prod(size for _, size in self.factors) + self.after
-
-    @property
-    def of_grid(self) -> bool:
-        """Whether it is axes of the grid and nothing else, but for tokens beside them."""
-        return bool(self.factors) and all(isinstance(kind, int) for kind, _ in self.factors)
-
-    @property
-    def kinds(self) -> set[Any]:
-        """What it is made of."""
-        return {kind for kind, _ in self.factors}
-
-
-Axes = tuple[Axis, ...]
 Found = Mapping[fx.Node, Axes]
 Shape = tuple[int, ...]
 
 
-def plain(kind: Any, size: int) -> Axis:
-    """An axis of one factor; of none where its size is 1, unless it is known to be the batch or channels."""
-    return Axis(((kind, size),) if size != 1 or kind in (BATCH, CHANNEL, INPUT_CHANNEL) else ())
-
-
-def follow(module: fx.GraphModule, name: str, *, channels_last: bool) -> dict[fx.Node, Axes]:
+def follow_axes(module: fx.GraphModule, name: str, *, channels_last: bool) -> dict[fx.Node, Axes]:
     """The axes of all nodes with a shape that depend on an input, which is (N, C, ...), or (N, ..., C) in the graph."""
     names = iter(module.meta["inputs"])
     found: dict[fx.Node, Axes] = {}
@@ -116,30 +77,17 @@ def _lost(node: fx.Node, found: Found, shape: Shape) -> Axes:
     return tuple(plain(BATCH if first and i == 0 else UNKNOWN, size) for i, size in enumerate(shape))
 
 
-def _better(first: Axis, second: Axis) -> Axis:
-    """Of what two operands say of an axis, what says more."""
-    return min(first, second, key=lambda axis: (UNKNOWN in axis.kinds, not axis.of_grid and len(axis.factors)))
-
-
 def _same(node: fx.Node, found: Found, shape: Shape) -> Axes:
     """Element by element: each axis from the operands that have it, aligned at the end as they broadcast."""
     axes = [plain(UNKNOWN, size) for size in shape]
     for item in node.all_input_nodes:
         for back, axis in enumerate(reversed(found.get(item, ())), 1):
             if back <= len(shape) and axis.size == shape[-back]:
-                axes[-back] = _better(axes[-back], axis)
+                axes[-back] = better(axes[-back], axis)
     return tuple(axes)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------
-
-
-def _resized(axis: Axis, size: int) -> Axis:
-    """An axis of windows over another."""
-    if axis.size == size:
-        return axis
-    whole = len(axis.factors) == 1 and axis.of_grid and not axis.before and not axis.after
-    return plain(axis.factors[0][0] if whole else UNKNOWN, size)
 
 
 def _windows(dims: int, *, mixes: bool = False) -> Callable[[fx.Node, Found, Shape], Axes]:
@@ -150,7 +98,7 @@ def _windows(dims: int, *, mixes: bool = False) -> Callable[[fx.Node, Found, Sha
         if given is None or len(given) != len(shape):
             return _lost(node, found, shape)
         lead = len(shape) - dims
-        axes = [*given[:lead], *(_resized(axis, size) for axis, size in zip(given[lead:], shape[lead:], strict=True))]
+        axes = [*given[:lead], *(resized(axis, size) for axis, size in zip(given[lead:], shape[lead:], strict=True))]
         if mixes:
             axes[lead - 1] = plain(CHANNEL, shape[lead - 1])
         elif given[lead - 1].size != shape[lead - 1]:
@@ -162,7 +110,7 @@ def _windows(dims: int, *, mixes: bool = False) -> Callable[[fx.Node, Found, Sha
 
 def _padded(node: fx.Node, found: Found, shape: Shape) -> Axes:
     given = _operand(node, found) or _lost(node, found, shape)
-    return tuple(_resized(axis, size) for axis, size in zip(given, shape, strict=True))
+    return tuple(resized(axis, size) for axis, size in zip(given, shape, strict=True))
 
 
 def _convolution(node: fx.Node, found: Found, shape: Shape) -> Axes:
@@ -200,7 +148,7 @@ def _einsum(node: fx.Node, found: Found, shape: Shape) -> Axes:
     letters: dict[str, Axis] = {}
     for word, item in zip(given.split(","), operands, strict=True):
         for letter, axis in zip(word, found.get(item, ()), strict=False):
-            letters[letter] = _better(letters.get(letter, axis), axis)
+            letters[letter] = better(letters.get(letter, axis), axis)
     if "." in given or not made or len(made) != len(shape):
         return _lost(node, found, shape)
     return tuple(letters.get(letter, plain(CHANNEL, size)) for letter, size in zip(made, shape, strict=True))
@@ -255,68 +203,8 @@ def _permuted(node: fx.Node, found: Found, shape: Shape) -> Axes:
 
 
 def _reshaped(node: fx.Node, found: Found, shape: Shape) -> Axes:
-    """Factors dealt out anew; one that is split keeps its outer part: rows of windows are still rows of the grid."""
     given = _operand(node, found)
-    if given is None:
-        return _lost(node, found, shape)
-    left = [factor for axis in given for factor in _atoms(axis) if factor[1] != 1]
-    axes: list[Axis] = []
-    for place, size in enumerate(shape):
-        if size == 1:
-            axes.append(given[0] if place == 0 and given[0].kinds == {BATCH} and given[0].size == 1 else Axis(()))
-            continue
-        taken = _taken(left, size)
-        if taken is None:
-            return _lost(node, found, shape)
-        axes.append(_joined(taken))
-    return tuple(axes)
-
-
-def _atoms(axis: Axis) -> tuple[Factor, ...]:
-    """The factors of an axis; one with tokens beside its own stays whole."""
-    return ((axis, axis.size),) if axis.before or axis.after else axis.factors
-
-
-def _taken(left: list[Factor], size: int) -> list[Factor] | None:
-    """Take factors that make up a size, splitting the last one where it must be."""
-    taken: list[Factor] = []
-    while size > 1:
-        if not left:
-            return None
-        kind, own = left[0]
-        if size % own == 0:
-            taken.append(left.pop(0))
-            size //= own
-        elif own % size == 0:
-            outer, inner = _split(kind)
-            taken.append((outer, size))
-            left[0] = (inner, own // size)
-            size = 1
-        else:
-            return None
-    return taken
-
-
-def _split(kind: Any) -> tuple[Any, Any]:
-    if isinstance(kind, int):
-        return kind, f"inside {kind}"
-    return (kind, kind) if isinstance(kind, str) and kind != BATCH else (UNKNOWN, UNKNOWN)
-
-
-def _joined(factors: Sequence[Factor]) -> Axis:
-    """One axis of some factors; parts of one that was split become it again."""
-    if len(factors) == 1 and isinstance(factors[0][0], Axis):
-        return factors[0][0]
-    made: list[Factor] = []
-    for kind, size in factors:
-        before = made[-1][0] if made else None
-        if isinstance(kind, Axis):
-            kind = UNKNOWN
-        if before is not None and (kind == f"inside {before}" or (kind == before and isinstance(kind, str))):
-            made[-1] = (before, made[-1][1] * size)
-        else:
-            made.append((kind, size))
-    return Axis(tuple(made))
+    return (reshaped(given, shape) if given is not None else None) or _lost(node, found, shape)
 
 
 # -- cutting and joining ---------------------------------------------------------------------------------------------
@@ -371,7 +259,7 @@ def _sliced(node: fx.Node, found: Found, shape: Shape) -> Axes:
             after = size - before - (axis.size - axis.before - axis.after)
             made = replace(axis, before=before, after=after) if before >= 0 and after >= 0 else made
         elif start < step and size == -(-(axis.size - start) // step) and not axis.before and not axis.after:
-            made = _resized(axis, size)
+            made = resized(axis, size)
     return (*given[:dim], made, *given[dim + 1 :])
 
 
