@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from attrcli.errors import AttrcliError, ModelError
-from attrcli.formats.spec import Sample, named
+from attrcli.formats.spec import Sample, named, source_line
 from attrcli.formats.torchscript_numbers import CONTAINERS, NUMBERS, READS, TENSOR_FACTS, is_instance
 from attrcli.graph.build import Builder, Value, is_tensor, leaves
 from attrcli.graph.value import tree_map
@@ -308,7 +308,7 @@ def _place(node: Any) -> str:
     lines = text.splitlines()
     code = next((lines[i - 1].strip() for i, line in enumerate(lines) if "~~~" in line and i), "")
     where = f"{file.group(1).rsplit('/', 1)[-1]}:{file.group(2)}" if file else ""
-    return f"{where}: {code[:120]}" if code and where else code[:120] or where
+    return ": ".join(part for part in (where, source_line(code)) if part)
 
 
 def _first(walk: Walk, node: Any, args: list[Any], env: dict[str, Any]) -> Any:

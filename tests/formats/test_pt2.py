@@ -187,6 +187,19 @@ def test_refused_by_name_and_line(module, shape, message, tmp_path):
     assert "test_pt2.py:" in str(caught.value) or module is CHOOSES
 
 
+class OnSeveralLines(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.inv(
+            x,
+        )
+
+
+def test_a_source_line_that_goes_on_is_closed_in_the_message(tmp_path):
+    path = save_exported(OnSeveralLines(), (3, 3), tmp_path / "net.pt2")
+    with pytest.raises(UnsupportedOp, match=r"inv\(\.\.\.\)\); exporting"):
+        build(path, (3, 3))
+
+
 # --- hostile archives
 
 
