@@ -363,6 +363,8 @@ _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     },
     "prim::is_cpu": lambda w, n, a, e: True,
     "prim::abs": lambda w, n, a, e: w.b.number(abs, *a),
+    "prim::EnumName": lambda w, n, a, e: a[0].name,
+    "prim::EnumValue": lambda w, n, a, e: a[0].value,
     "prim::type": lambda w, n, a, e: a[0].type,
     "prim::dtype": lambda w, n, a, e: _SCALAR_TYPES.index(a[0].dtype),
     "prim::device": lambda w, n, a, e: torch.device("cpu"),
