@@ -391,6 +391,13 @@ def test_two_entries_of_one_name_are_refused(honest, tmp_path):
         formats.load(rewritten(honest, tmp_path / "e.pt2", more=[(MODEL, b"{}")]))
 
 
+@pytest.mark.parametrize("name", ["../../x", "data/../../x"])
+def test_an_entry_outside_the_archive_is_no_older_torchs(name, honest, tmp_path):
+    with pytest.raises(ModelError, match=r"refused: unexpected entry .*outside the archive's folder") as caught:
+        formats.load(rewritten(honest, tmp_path / "e.pt2", more=[(name, b"x")]))
+    assert "older than" not in str(caught.value)
+
+
 def test_compressed_entries_are_refused(honest, tmp_path):
     with zipfile.ZipFile(honest) as archive, zipfile.ZipFile(tmp_path / "e.pt2", "w", zipfile.ZIP_DEFLATED) as copy:
         for entry in archive.infolist():
