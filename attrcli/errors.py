@@ -6,6 +6,7 @@ AttrcliError (70)
 │   └── NonFiniteError       NaN or Inf, with the first node that made it
 ├── ModelError (4)           the model cannot be loaded, or does not support what was asked
 │   ├── UnsupportedOp        an op without an importer or without a rule
+│   ├── TooLarge             loops that unroll to more than a graph may hold
 │   └── WeightError          a stored tensor that holds NaN
 └── NoInputsError (5)        nothing matched INPUTS
 
@@ -43,6 +44,10 @@ class ModelError(AttrcliError):
 
 class UnsupportedOp(ModelError):
     """A node's op has no importer, or no rule in the method that was asked for."""
+
+
+class TooLarge(ModelError):
+    """A model whose loops unroll to more than a graph may hold, or do not end."""
 
 
 class WeightError(ModelError):

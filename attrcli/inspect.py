@@ -107,8 +107,10 @@ def model_file(
     facts["operations"] = dict(sorted(source.operations().items(), key=lambda item: -item[1]))
     if problem or unsaid:
         facts["note"] = problem or unsaid
-    answer = f"not known: {unsaid}" if unsaid else f"no: {problem}" if problem else None
-    facts["methods"] = _methods(model, known, answer, runs=runs)
+    if problem:
+        facts["methods"] = _without_graph(f"no: {problem}", runs=runs)
+    else:
+        facts["methods"] = _methods(model, known, f"not known: {unsaid}" if unsaid else None)
     return facts
 
 
@@ -217,8 +219,15 @@ def _bind(
         return {name: tuple(pair[0][1:]) for name, pair in shapes.items()}
 
 
-def _methods(model: "Model", shape: Shape | None, answer: str | None, *, runs: bool) -> dict[str, str]:
-    """Which methods work on this model, and why not; without a graph what `runs`, and the `answer` for all others."""
+def _without_graph(answer: str, *, runs: bool) -> dict[str, str]:
+    """The `answer` for every method where no graph can be built, but for those that do without if the file `runs`."""
+    needs = {name: methods.description(name).needs for name in methods.METHODS}
+    forward = {name for name, held in needs.items() if "gradient" not in held and "rules" not in held}
+    return {name: "works, in ONNX Runtime" if runs and name in forward else answer for name in needs}
+
+
+def _methods(model: "Model", shape: Shape | None, answer: str | None) -> dict[str, str]:
+    """Which methods work on this model, and why not; the `answer` where that is not known."""
     dtype = model.input_dtype or _explained(model).dtype
     more = ", ".join(
         flag
@@ -236,8 +245,6 @@ def _methods(model: "Model", shape: Shape | None, answer: str | None, *, runs: b
         elif answer is None and shape is not None:
             refusal = _refusal(model, name, shape, dtype)
             works[name] = f"no: {refusal}" if refusal else f"works, with {more}" if more else "works"
-        elif runs and not gradient and "rules" not in methods.description(name).needs:
-            works[name] = "works, in ONNX Runtime"
         else:
             works[name] = str(answer)
     return works

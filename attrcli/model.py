@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from attrcli import formats
-from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
+from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, TooLarge, UnsupportedOp, UsageError
 from attrcli.formats.cut import Cut
 from attrcli.formats.spec import Sample, Source, describe, require_shape
 from attrcli.graph import engine, passes
@@ -345,6 +345,8 @@ class Model:
             return self._frozen(samples, declared[0])
         try:
             return self._free(samples)
+        except TooLarge:  # with a frozen batch, too
+            raise
         except (UnsupportedOp, ModelError) as error:
             first = error
         try:

@@ -345,3 +345,60 @@ def test_what_matters_to_complete_alone_is_refused_without(flag):
     done = attrcli("inspect", CNN, *flag)
     assert (done.code, done.out) == (2, "")
     assert f"{flag[1]}: it matters to --complete INPUT alone" in done.err
+
+
+def test_loops_that_do_not_end_are_refused(tmp_path, monkeypatch):
+    """By a limit that both formats share."""
+    monkeypatch.setattr("attrcli.graph.bounded.MOST_STEPS", 20_000)
+    names = [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("c", 9, [])]
+    value, result, going = (
+        helper.make_tensor_value_info(name, kind, None) for name, kind in (("v", 1), ("w", 1), ("d", 9))
+    )
+    nodes = [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Add", ["v", "v"], ["w"])]
+    body = helper.make_graph(nodes, "b", [*names, value], [going, result])
+    loop = helper.make_node("Loop", ["M", "C", "x"], ["z"], body=body, name="turns")
+    weights = {"M": np.array(1 << 60), "C": np.array(True)}
+    made = onnx_file(tmp_path / "n.onnx", [loop], {"x": ["N", 2]}, {"z": ["N", 2]}, weights)
+
+    class Endless(torch.nn.Module):
+        def forward(self, x):
+            i = 0
+            while i >= 0:
+                i = 0
+            return x * i
+
+    np.save(tmp_path / "x.npy", np.ones((1, 2), np.float32))
+    for model, place in ((made, "node 'turns' (Loop)"), (scripted(tmp_path / "n.pt", Endless()), "while")):
+        told = facts(model, "--shape", "2")
+        assert "unrolls to more than 20000 steps" in told["note"]
+        assert place in told["note"]
+        assert set(told["methods"].values()) == {f"no: {told['note']}"}
+    done = attrcli("explain", made, tmp_path / "x.npy", "-m", "occlusion", "--out", tmp_path / "r.h5")
+    assert done.code == 4
+    assert "in the loop at node 'turns'" in done.err
+
+
+def test_what_keeps_the_graph_from_being_built_is_every_methods_reason_and_printed_once(tmp_path):
+    """Even where the input is of whole numbers, which alone would send to --at NODE."""
+    nodes = [
+        helper.make_node("Gather", ["t", "i"], ["e"]),
+        helper.make_node("Unique", ["m"], ["u"], sorted=1),
+        helper.make_node("Add", ["e", "u"], ["z"]),
+    ]
+    weights = {"t": np.ones((5, 2), np.float32), "m": np.array([1, 2, 1], np.float32)}
+    made = onnx_file(tmp_path / "n.onnx", nodes, {"i": (["N", 3], TensorProto.INT64)}, {"z": ["N", 3, 2]}, weights)
+    told = facts(made)
+    assert {told["methods"][name] for name in ("gradient", "deeplift", "lrp")} == {f"no: {told['note']}"}
+    text = attrcli("inspect", made).out
+    assert text.count(told["note"]) == 1
+    assert "gradient                 no: see the note" in text
+
+
+def test_one_reason_of_all_methods_is_one_line(tmp_path):
+    class Inverts(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x)
+
+    text = attrcli("inspect", scripted(tmp_path / "n.pt", Inverts()), "--shape", "2,2").out
+    assert text.count("exporting the model to ONNX may help") == 1
+    assert f"no: see the note, for all {len(METHODS)}" in text

@@ -1,7 +1,7 @@
 """attrcli inspect."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +52,18 @@ def inspect(
     facts = verb.run_file(path) if run else verb.model_file(path, sizes, **told)  # type: ignore[arg-type]
     if not as_json and "nodes" in facts:
         facts["graph_nodes"] = f"{len(facts.pop('nodes'))} (--json lists their names, for --at)"
-    print_facts(facts, as_json)
+    print_facts(facts if as_json else _told_once(facts), as_json)
+
+
+def _told_once(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with what keeps several methods from working in the note alone."""
+    note = facts.get("note")
+    if note is None or "methods" not in facts:
+        return facts
+    short = {f"{word}: {note}": f"{word}: see the note" for word in ("no", "not known")}
+    told = {name: short.get(text, text) for name, text in facts["methods"].items()}
+    alike = set(told.values())
+    return {**facts, "methods": told if len(alike) > 1 else f"{alike.pop()}, for all {len(told)}"}
 
 
 def _sizes(text: str | None) -> tuple[int, ...] | None:

@@ -233,7 +233,8 @@ def _external_file(entry: onnx.TensorProto, folder: Path) -> Path:
         if not inside or not file.is_relative_to(folder.resolve()):
             raise ModelError(f"tensor '{entry.name}': refused: its data lies outside the model's folder: '{shown}'")
         if not file.is_file():
-            raise ModelError(f"tensor '{entry.name}': its data file '{shown}' is missing beside the model")
+            what = "is no file but a directory, a pipe or a device" if file.exists() else "is missing beside the model"
+            raise ModelError(f"tensor '{entry.name}': its data file '{shown}' {what}")
     except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
         raise ModelError(f"tensor '{entry.name}': its data file '{shown}' cannot be found") from error
     return file

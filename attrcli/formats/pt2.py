@@ -136,14 +136,18 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         if inner in entries:
             raise ModelError(f"refused: the archive holds two entries {inner!r}")
         if not _ENTRY.fullmatch(inner):
-            raise ModelError(
-                f"refused: unexpected entry {entry.filename!r}; torch older than 2.8 stores pickles in its archives: "
-                "save the model again with a newer torch.export.save"
-            )
+            raise ModelError(f"refused: unexpected entry {entry.filename!r}{_advice(entry.filename)}")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
             raise ModelError(f"refused: torch writes its archives uncompressed, {inner!r} is not")
         entries[inner] = entry
     return entries
+
+
+def _advice(name: str) -> str:
+    """What an unexpected entry tells of the archive."""
+    if name.startswith("/") or ".." in name.split("/"):
+        return ", which would lie outside the archive's folder; torch.export.save writes no such name"
+    return "; torch older than 2.8 stores pickles in its archives: save the model again with a newer torch.export.save"
 
 
 def _the_model(entries: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from attrcli.errors import AttrcliError, ModelError
+from attrcli.formats.spec import source_line
 from attrcli.graph import ops
 from attrcli.graph.build import Builder, Value, is_tensor
 
@@ -252,4 +253,4 @@ def _place(node: Mapping[str, Any]) -> str:
     if not frames:
         return where
     file, line, code = frames[-1]
-    return f"{where}, {file.rsplit('/', 1)[-1]}:{line}: {code.strip()[:120]}"
+    return f"{where}, {file.rsplit('/', 1)[-1]}:{line}: {source_line(code)}"

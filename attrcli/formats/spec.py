@@ -85,3 +85,17 @@ def require_shape(declared: tuple[int | None, ...] | None, shape: tuple[int, ...
     if not fits:
         wanted = "x".join("?" if size is None else str(size) for size in declared[1:])
         raise ModelError(f"the model's input is {wanted} per sample; this input is {'x'.join(map(str, shape))}")
+
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def source_line(code: str) -> str:
+    """A line of source for a message: cut, with what it leaves open closed, 'softmax(...)' for 'softmax('."""
+    code, open_ones = code.strip()[:120], list[str]()
+    for letter in code:
+        if letter in _CLOSING:
+            open_ones.append(_CLOSING[letter])
+        elif open_ones and letter == open_ones[-1]:
+            open_ones.pop()
+    return f"{code}...{''.join(open_ones[::-1])}" if open_ones else code

@@ -4,16 +4,20 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import fx
+from torch.jit import _state
 
 from attrcli.errors import AttrcliError, AttrcliWarning, ModelError, UnsupportedOp
 from attrcli.formats.spec import ADVICE, Sample, TensorSpec
+from attrcli.formats.torchscript_enums import enumerations
 from attrcli.formats.torchscript_pickle import check_tensors
 from attrcli.formats.torchscript_walk import Argument, Walk, all_nodes, last_line
 from attrcli.graph.bounded import BoundedBuilder
@@ -65,6 +69,20 @@ def _quiet(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+@contextmanager
+def _standing_in(classes: Mapping[str, SimpleNamespace]) -> Iterator[None]:
+    """While this lasts, torch finds these classes under their names, and those of this process afterwards."""
+    known: dict[str, Any] = _state._name_to_pyclass
+    before = {name: known[name] for name in classes if name in known}
+    known.update(classes)
+    try:
+        yield
+    finally:
+        for name in classes:
+            del known[name]
+        known.update(before)
+
+
 class TorchScript:
     """A checked and loaded TorchScript file.
 
@@ -86,7 +104,7 @@ class TorchScript:
     @_quiet
     def _open(self, path: Path, trusted: bool) -> None:
         self.metadata: Mapping[str, str]
-        archive, self.metadata = _checked(path, trusted)
+        archive, self.metadata, self._enums = _checked(path, trusted)
         self.module: Any = torch.jit.load(archive, map_location="cpu")  # type: ignore[no-untyped-call]
         self.in_training = _in_training(self.module)
         self.module.eval()
@@ -94,7 +112,8 @@ class TorchScript:
             raise ModelError("the TorchScript module has no forward method")
         if self.module._c._get_forward_hooks() or self.module._c._get_forward_pre_hooks():
             raise ModelError("the TorchScript module has forward hooks, which are no part of its graph")
-        self.arguments = _arguments(self.module)
+        with _standing_in(self._enums):
+            self.arguments = _arguments(self.module)
         self.inputs = tuple(TensorSpec(item.name, None, torch.float32) for item in self.arguments if item.is_input)
         self.outputs: tuple[TensorSpec, ...] | None = None
         if not self.inputs:
@@ -103,7 +122,8 @@ class TorchScript:
     @_quiet
     def build(self, samples: Mapping[str, Sample], dtype: torch.dtype, batches: Sequence[int]) -> fx.GraphModule:
         """Walk `forward` for inputs of these sample shapes. Raises UnsupportedOp, ModelError."""
-        graph = Walk(self.module, BoundedBuilder(dtype, ADVICE)).run(self.arguments, samples, batches)
+        with _standing_in(self._enums):
+            graph = Walk(self.module, BoundedBuilder(dtype, ADVICE)).run(self.arguments, samples, batches)
         if self.in_training:
             warnings.warn(
                 f"the TorchScript file was saved in training mode ({self.in_training[0]}); it is explained as in "
@@ -140,13 +160,14 @@ def _arguments(module: Any) -> list[Argument]:
     return arguments
 
 
-def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str]]:
-    """The archive, written anew from the entries that were checked, and its extra files, which may hold a sidecar.
+def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str], dict[str, SimpleNamespace]]:
+    """The archive, written anew from the entries that were checked; its extra files, as a sidecar; its enumerations.
 
     The copy is what is loaded: another reader of the original could find other entries in it than were checked.
     """
     out = io.BytesIO()
     extra: dict[str, str] = {}
+    enums: dict[str, SimpleNamespace] = {}
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as copy:
         names = archive.namelist()
@@ -166,11 +187,13 @@ def _checked(path: Path, trusted: bool) -> tuple[io.BytesIO, dict[str, str]]:
                 check_tensors(inner, data, sizes)
             if inner.endswith((".py", ".pkl")):
                 _check_code(inner, data, trusted)
+            if inner.endswith(".py"):
+                enums |= enumerations(inner, data.decode("utf-8", "replace"))
             elif inner.startswith("extra/") and len(data) < 1 << 20:
                 extra[inner.removeprefix("extra/")] = data.decode("utf-8", "replace")
             copy.writestr(entry.filename, data)
     out.seek(0)
-    return out, extra
+    return out, extra, enums
 
 
 def _check_code(name: str, data: bytes, trusted: bool) -> None:

@@ -19,6 +19,14 @@ _BYTES = {
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 
 
+_KNOWN = ("__torch__", "torch ", "torch.", "collections ")
+"""How the names begin that torch writes into its pickles: classes of the archive's own code, tensors, containers."""
+
+
+class _Foreign(Exception):
+    """A class or function that no archive of torch names."""
+
+
 @dataclass(frozen=True)
 class _Global:
     name: str
@@ -37,6 +45,8 @@ class _Machine:
         """Follow the opcodes. Raises ValueError for one that torch does not write, IndexError, KeyError, TypeError."""
         for opcode, argument, _ in pickletools.genops(data):
             name = opcode.name
+            if name == "GLOBAL" and not str(argument).startswith(_KNOWN):
+                raise _Foreign(".".join(str(argument).split())[:80])
             if name in _PUSHED:
                 self.stack.append(_PUSHED[name](argument))
             elif name in ("BINPUT", "LONG_BINPUT"):
@@ -103,6 +113,10 @@ def check_tensors(name: str, data: bytes, sizes: Mapping[str, int]) -> None:
     machine = _Machine()
     try:
         machine.run(data)
+    except _Foreign as error:
+        raise ModelError(
+            f"refused: {name} names {str(error)!r}, a class or function outside torch, which loading it would call"
+        ) from error
     except Exception as error:
         raise ModelError(f"a damaged TorchScript archive: {name} is no pickle that torch writes") from error
     folder = name.removesuffix(".pkl")

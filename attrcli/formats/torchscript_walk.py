@@ -14,9 +14,10 @@ import torch
 from torch import fx, nn
 
 from attrcli.errors import AttrcliError, ModelError
-from attrcli.formats.spec import Sample, named
+from attrcli.formats.spec import Sample, named, source_line
 from attrcli.formats.torchscript_numbers import CONTAINERS, NUMBERS, READS, TENSOR_FACTS, is_instance
-from attrcli.graph.build import Builder, Value, is_tensor, leaves
+from attrcli.graph.bounded import BoundedBuilder
+from attrcli.graph.build import Value, is_tensor, leaves
 from attrcli.graph.value import tree_map
 
 aten = torch.ops.aten
@@ -27,9 +28,6 @@ _SCALAR_TYPES = (
     torch.bfloat16,
 )  # fmt: skip
 """c10::ScalarType by its number, as TorchScript constants hold it."""
-
-_MOST_STEPS = 500_000
-"""Nodes walked, loops unrolled, after which a model is refused: a loop that ends nowhere near."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,10 @@ _NO_GRAD = "__torch__.torch.autograd.grad_mode.no_grad"
 class Walk:
     """One walk over `inlined_graph`: an environment from debug names to Python values, Values and containers."""
 
-    def __init__(self, module: Any, builder: Builder) -> None:
+    def __init__(self, module: Any, builder: BoundedBuilder) -> None:
         self.b = builder
         self.module = module
         self.names: dict[int, str] = {}
-        self.steps = 0
         self.unwatched = 0
         self.read: set[tuple[int, str]] = set()
         self.set: dict[tuple[int, str], Any] = {}
@@ -87,7 +84,7 @@ class Walk:
         """Run the nodes of a block."""
         for node in block.nodes():
             outer, self.b.where = self.b.where, _place(node)
-            self.count()
+            self.b.step()
             try:
                 result = self.step(node, [env[value.debugName()] for value in node.inputs()], env)
                 outputs = [value.debugName() for value in node.outputs()]
@@ -98,12 +95,6 @@ class Walk:
             except Exception as error:
                 raise ModelError(f"{node.kind()} ({self.b.where}): {last_line(error)}") from error
             self.b.where = outer
-
-    def count(self) -> None:
-        """Count a step of the walk."""
-        self.steps += 1
-        if self.steps > _MOST_STEPS:
-            self.b.refuse(f"more than {_MOST_STEPS} operations, loops unrolled")
 
     def step(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
         """Return what one node returns; a list where it has several outputs."""
@@ -211,14 +202,15 @@ class Walk:
         if isinstance(limit, Value):
             self.b.refuse("a loop whose number of rounds depends on the batch size is not supported")
         count = 0
-        while count < limit and condition:
-            self.count()
-            env.update(zip(inputs, (count, *carried), strict=True))
-            self.block(body, env)
-            condition, *carried = (env[name] for name in outputs)
-            if isinstance(condition, Value):
-                self.b.refuse("a loop whose end depends on the input's data or on the batch size is not supported")
-            count += 1
+        with self.b.loop():
+            while count < limit and condition:
+                self.b.step()
+                env.update(zip(inputs, (count, *carried), strict=True))
+                self.block(body, env)
+                condition, *carried = (env[name] for name in outputs)
+                if isinstance(condition, Value):
+                    self.b.refuse("a loop whose end depends on the input's data or on the batch size is not supported")
+                count += 1
         return carried[0] if len(carried) == 1 else carried
 
     def fork(self, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
@@ -308,7 +300,7 @@ def _place(node: Any) -> str:
     lines = text.splitlines()
     code = next((lines[i - 1].strip() for i, line in enumerate(lines) if "~~~" in line and i), "")
     where = f"{file.group(1).rsplit('/', 1)[-1]}:{file.group(2)}" if file else ""
-    return f"{where}: {code[:120]}" if code and where else code[:120] or where
+    return ": ".join(part for part in (where, source_line(code)) if part)
 
 
 def _first(walk: Walk, node: Any, args: list[Any], env: dict[str, Any]) -> Any:
@@ -363,6 +355,8 @@ _STRUCTURE: dict[str, Callable[[Walk, Any, list[Any], dict[str, Any]], Any]] = {
     },
     "prim::is_cpu": lambda w, n, a, e: True,
     "prim::abs": lambda w, n, a, e: w.b.number(abs, *a),
+    "prim::EnumName": lambda w, n, a, e: a[0].name,
+    "prim::EnumValue": lambda w, n, a, e: a[0].value,
     "prim::type": lambda w, n, a, e: a[0].type,
     "prim::dtype": lambda w, n, a, e: _SCALAR_TYPES.index(a[0].dtype),
     "prim::device": lambda w, n, a, e: torch.device("cpu"),

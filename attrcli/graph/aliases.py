@@ -19,7 +19,9 @@ _NAMES = """
     special_expit:sigmoid special_expm1:expm1 special_gammaln:lgamma special_i0:i0 special_log1p:log1p
     special_log_softmax:log_softmax special_logit:logit special_logsumexp:logsumexp special_polygamma:polygamma
     special_psi:digamma special_round:round special_sinc:sinc special_softmax:softmax special_xlogy:xlogy subtract:sub
-    swapaxes:transpose swapdims:transpose true_divide:div vdot:dot"""
+    swapaxes:transpose swapdims:transpose true_divide:div vdot:dot __and__:bitwise_and __iand__:bitwise_and_
+    __ior__:bitwise_or_ __ixor__:bitwise_xor_ __or__:bitwise_or __xor__:bitwise_xor __lshift__:bitwise_left_shift
+    __rshift__:bitwise_right_shift __ilshift__:bitwise_left_shift_ __irshift__:bitwise_right_shift_"""
 
 _COPIES = (
     "alias diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view"

@@ -1,10 +1,14 @@
-"""A builder that looks at the size of what an op makes from constants before it makes it."""
+"""A builder that looks at the size of what an op makes from constants before it makes it, and at how long it builds."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import fx
 
+from attrcli.errors import TooLarge
 from attrcli.graph.build import Builder, leaves
 from attrcli.graph.value import tree_map
 
@@ -13,6 +17,14 @@ LARGEST = 1 << 28
 
 _MOST_WORK = 1 << 38
 """Most multiplications of all products of constants."""
+
+MOST_STEPS = 400_000
+"""Most steps of an import: a node of the file evaluated and a round of a loop are one, a node of the graph ten more.
+
+That is some 30,000 nodes of a graph and some seconds; large models have a tenth of them.
+"""
+
+_NODE_STEPS = 10
 
 
 class BoundedBuilder(Builder):
@@ -23,7 +35,28 @@ class BoundedBuilder(Builder):
 
     def __init__(self, dtype: torch.dtype = torch.float32, advice: str = "") -> None:
         super().__init__(dtype, advice)
-        self._elements, self._work = 0, 0
+        self._elements, self._work, self._steps = 0, 0, 0
+        self._loops: list[str] = []
+
+    def add(self, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
+        """Add a node, counted."""
+        self.step(_NODE_STEPS)
+        return super().add(target, args, kwargs)
+
+    def step(self, count: int = 1) -> None:
+        """Count a node of the file that is evaluated, or a round of a loop. Raises TooLarge beyond MOST_STEPS."""
+        self._steps += count
+        if self._steps > MOST_STEPS:
+            where = ", ".join(f"in the loop at {place}" for place in self._loops[::-1])
+            what = f"the model unrolls to more than {MOST_STEPS} steps, the most that attrcli takes"
+            raise TooLarge(f"{what} ({where})" if where else what)
+
+    @contextmanager
+    def loop(self) -> Iterator[None]:
+        """What is built meanwhile belongs to the loop at the present place of the file."""
+        self._loops.append(self.where)
+        yield
+        self._loops.pop()
 
     def _run(self, op: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         values = leaves((args, kwargs))

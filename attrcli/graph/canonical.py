@@ -276,6 +276,20 @@ REWRITES: dict[Any, Callable[..., Any]] = {
     aten.sub.Tensor: _with_scalar(aten.sub.Tensor),
     aten.mul.Tensor: _with_scalar(aten.mul.Tensor),
     aten.div.Tensor: _with_scalar(aten.div.Tensor),
+    aten.bitwise_and.Scalar: _with_scalar(aten.bitwise_and.Tensor),
+    aten.bitwise_and.Scalar_Tensor: _with_scalar(aten.bitwise_and.Tensor),
+    aten.bitwise_or.Scalar: _with_scalar(aten.bitwise_or.Tensor),
+    aten.bitwise_or.Scalar_Tensor: _with_scalar(aten.bitwise_or.Tensor),
+    aten.bitwise_xor.Scalar: _with_scalar(aten.bitwise_xor.Tensor),
+    aten.bitwise_xor.Scalar_Tensor: _with_scalar(aten.bitwise_xor.Tensor),
+    aten.__lshift__.Scalar: _with_scalar(aten.bitwise_left_shift.Tensor),
+    aten.__ilshift__.Scalar: lambda b, x, bits: b.call(aten.bitwise_left_shift_.Tensor, x, b.as_tensor(bits)),
+    aten.bitwise_left_shift.Tensor_Scalar: _with_scalar(aten.bitwise_left_shift.Tensor),
+    aten.bitwise_left_shift.Scalar_Tensor: _with_scalar(aten.bitwise_left_shift.Tensor),
+    aten.__rshift__.Scalar: _with_scalar(aten.bitwise_right_shift.Tensor),
+    aten.__irshift__.Scalar: lambda b, x, bits: b.call(aten.bitwise_right_shift_.Tensor, x, b.as_tensor(bits)),
+    aten.bitwise_right_shift.Tensor_Scalar: _with_scalar(aten.bitwise_right_shift.Tensor),
+    aten.bitwise_right_shift.Scalar_Tensor: _with_scalar(aten.bitwise_right_shift.Tensor),
 }
 
 

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_cases import BATCHES, Case, assert_same, built, ints, model, node, normal, positive, reference, saved
 
 from attrcli.errors import ModelError, UnsupportedOp
-from attrcli.formats.onnx_ops import walk
 from attrcli.formats.spec import Sample
+from attrcli.graph import bounded
 from attrcli.graph.build import FREE
 
 MS = "com.microsoft"
@@ -466,12 +466,12 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_functions_that_double_their_work_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "MOST_NODES", 3000)
+    monkeypatch.setattr(bounded, "MOST_STEPS", 30_000)
     functions = [function("F0", [node("Neg", "a", "r")])]
     for i in range(1, 40):
         calls = [node(f"F{i - 1}", "a", "b", domain="local"), node(f"F{i - 1}", "b", "r", domain="local")]
         functions.append(function(f"F{i}", calls))
-    with pytest.raises(ModelError, match="once loops are unrolled"):
+    with pytest.raises(ModelError, match="unrolls to more than 30000 steps"):
         built(saved(with_functions([node("F39", "x", "y", domain="local")], *functions), tmp_path))
 
 

@@ -1,5 +1,6 @@
 """ONNX files that are broken or meant to harm: one ModelError with one line, no crash, no hang, no memory."""
 
+import os
 import random
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from onnx_cases import built, ints, model, node, normal, saved
 
 from attrcli.errors import ModelError
 from attrcli.formats.onnx import Onnx
-from attrcli.formats.onnx_ops import walk
+from attrcli.graph import bounded
 
 
 def refused(proto: onnx.ModelProto, folder: Path, match: str) -> None:
@@ -121,14 +122,14 @@ HUGE = {
             [node("Identity", "c", "d"), node("Neg", "v", "w")], "b",
             [onnx.ValueInfoProto(name=name) for name in "icv"], [onnx.ValueInfoProto(name=name) for name in "dw"]))],
         {"most": MOST},
-        "steps|unrolled",
+        r"unrolls to more than 30000 steps.*in the loop at node 'l' \(Loop\)",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HUGE)
 def test_small_files_that_ask_for_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "MOST_NODES", 3000)
+    monkeypatch.setattr(bounded, "MOST_STEPS", 30_000)
     nodes, extra, match = HUGE[name]
     constants = {
         "one": np.ones(1, np.float32), "huge": ints(1 << 20, 1 << 20), "zero": np.int64(0), "step": np.int64(1), **extra
@@ -211,11 +212,14 @@ def external(folder: Path, count: int = 1, **facts: object) -> onnx.ModelProto:
         ({"offset": 1 << 70}, "not all in"),
         ({"location": "n" * 300}, "cannot be found|missing"),
         ({"location": "loop"}, "cannot be found|missing"),
-        ({"location": "."}, "missing"),
+        ({"location": "."}, "is no file but a directory"),
+        ({"location": "pipe"}, "is no file but a directory, a pipe"),
+        ({"location": "nothing"}, "is missing beside the model"),
     ],
 )
 def test_external_data_that_is_not_there(facts: dict[str, Any], match: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
     refused(external(tmp_path, **facts), tmp_path, match)
 
 

@@ -208,6 +208,19 @@ def test_refused_by_name_and_line(module, shape, message, tmp_path):
     assert "test_pt2.py:" in str(caught.value) or module is CHOOSES
 
 
+class OnSeveralLines(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.inv(
+            x,
+        )
+
+
+def test_a_source_line_that_goes_on_is_closed_in_the_message(tmp_path):
+    path = save_exported(OnSeveralLines(), (3, 3), tmp_path / "net.pt2")
+    with pytest.raises(UnsupportedOp, match=r"inv\(\.\.\.\)\); exporting"):
+        build(path, (3, 3))
+
+
 # --- hostile archives
 
 
@@ -397,6 +410,13 @@ def test_modules_are_never_imported(honest, tmp_path):
 def test_two_entries_of_one_name_are_refused(honest, tmp_path):
     with pytest.raises(ModelError, match=r"two entries 'models/model\.json'"):
         formats.load(rewritten(honest, tmp_path / "e.pt2", more=[(MODEL, b"{}")]))
+
+
+@pytest.mark.parametrize("name", ["../../x", "data/../../x"])
+def test_an_entry_outside_the_archive_is_no_older_torchs(name, honest, tmp_path):
+    with pytest.raises(ModelError, match=r"refused: unexpected entry .*outside the archive's folder") as caught:
+        formats.load(rewritten(honest, tmp_path / "e.pt2", more=[(name, b"x")]))
+    assert "older than" not in str(caught.value)
 
 
 def test_compressed_entries_are_refused(honest, tmp_path):

@@ -1,5 +1,7 @@
 """TorchScript: outputs and gradients of the graph are the ScriptModule's; what cannot be walked is refused by name."""
 
+import os
+import pickle
 import random
 import zipfile
 from contextlib import suppress
@@ -24,7 +26,7 @@ from nets import (
 from torch import Tensor, nn
 
 from attrcli import formats
-from attrcli.errors import AttrcliWarning, ModelError, UnsupportedOp
+from attrcli.errors import AttrcliWarning, ModelError, TooLarge, UnsupportedOp
 from attrcli.formats.spec import Sample
 from attrcli.graph.build import FREE
 
@@ -272,8 +274,8 @@ def test_refused_by_name_and_line(name, tmp_path):
 
 
 def test_a_loop_that_does_not_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("attrcli.formats.torchscript_walk._MOST_STEPS", 1000)
-    with pytest.raises(UnsupportedOp, match="more than 1000 operations"):
+    monkeypatch.setattr("attrcli.graph.bounded.MOST_STEPS", 1000)
+    with pytest.raises(TooLarge, match=r"more than 1000 steps.*in the loop at test_torchscript\.py:\d+: while "):
         build(save_scripted(Endless(), tmp_path / "net.pt"), (3,))
 
 
@@ -447,6 +449,19 @@ def test_a_damaged_entry_is_a_model_error(entry, change, tmp_path):
     evil = rewritten(path, tmp_path / "evil.pt", lambda n, d: change(d) if n.startswith(entry) else d)
     with pytest.raises(ModelError, match=r"evil\.pt: "):
         formats.load(evil).build({"x": Sample((2,), torch.float32)}, torch.float32, FREE)
+
+
+@pytest.mark.parametrize("entry", ["data.pkl", "constants.pkl"])
+def test_a_pickle_that_names_a_foreign_function_is_refused_by_name(entry, tmp_path):
+    class Acts:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/acted",)
+
+    path = save_scripted(ready(Holder()), tmp_path / "net.pt")
+    evil = rewritten(path, tmp_path / "e.pt", lambda n, d: pickle.dumps(Acts(), protocol=2) if n == entry else d)
+    with pytest.raises(ModelError, match=rf"refused: {entry} names '(posix|nt)\.system', a class or function outside"):
+        formats.load(evil)
+    assert not (tmp_path / "acted").exists()
 
 
 def test_classes_written_in_cpp_are_refused(tmp_path):

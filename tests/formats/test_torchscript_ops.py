@@ -23,6 +23,18 @@ def places(x: Tensor) -> Tensor:
     return (x * 10).to(torch.int64).remainder(6)
 
 
+def in_place(whole: Tensor) -> Tensor:
+    """Each operator of bits that writes to its left side."""
+    whole &= 6
+    whole |= INDEX.repeat(2)
+    whole ^= whole + 1
+    whole <<= 2
+    whole >>= INDEX[1] + 1
+    whole <<= INDEX[2]
+    whole >>= 1
+    return whole.bitwise_xor_(9)
+
+
 def padded(mode: str, *sizes: int):
     return lambda x: F.pad(x, sizes, mode=mode)
 
@@ -240,6 +252,19 @@ OPS = {
         (6,),
     ),
     "statistics": (lambda x: sum(torch.var_mean(x)) + torch.std_mean(x, 1)[0] + x.nansum(1) + x.nanmean(), (6,)),
+    "operators on masks": (lambda x: x * ((x > 0) & (x < 1) | MASK ^ (x > 0.5)), (6,)),
+    "operators on whole numbers": (
+        lambda x: x * ((places(x) & 3) + (places(x) | INDEX.repeat(2)) + (places(x) ^ 5 << 2 >> INDEX[0])),
+        (6,),
+    ),
+    "shifts by a number, and of one": (
+        lambda x: x * (torch.bitwise_left_shift(1, places(x)) + (places(x) >> 1) + torch.bitwise_or(2, places(x))),
+        (6,),
+    ),
+    "operators in place": (
+        lambda x: x * in_place(places(x)) + x * (x > 0).logical_and_(x < 1).bitwise_not_(),
+        (6,),
+    ),
     "diff, trapezoid": (lambda x: x.diff(dim=1) + x.diff(n=2, dim=1, prepend=x[:, :1]), (6,)),
 }
 """A function of a batch, and the shape of a sample."""

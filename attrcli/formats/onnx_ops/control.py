@@ -1,5 +1,6 @@
 """Control flow and sequences: unrolled, since their conditions, trip counts and places are constants of the model."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 Control = Callable[["Walk", Node, Sequence[Any]], list[Any]]
 
-_MOST_STEPS = 1 << 16
+_MOST_PARTS = 1 << 16
+"""Most slices that a Scan takes of a tensor, and most tensors that one is split into."""
 
 
 def _number(w: "Walk", operand: Operand, what: str) -> Any:
@@ -41,18 +43,17 @@ def if_(w: "Walk", n: Node, operands: Sequence[Any]) -> list[Any]:
 def loop(w: "Walk", n: Node, operands: Sequence[Any]) -> list[Any]:
     """Loop: while the condition holds, at most a number of times; carried values, then stacked outputs of each step."""
     most, going, *carried = operands
-    count = _MOST_STEPS + 1 if most is None else _number(w, most, "the trip count of a Loop")
+    count = math.inf if most is None else _number(w, most, "the trip count of a Loop")
     alive = True if going is None else bool(_number(w, going, "the condition of a Loop"))
     body, step = n.get("body"), 0
     each: list[list[Any]] = []
-    while alive and step < count:
-        if step >= _MOST_STEPS:
-            w.b.refuse(f"a Loop of more than {_MOST_STEPS} steps")
-        condition, *results = w.subgraph(body, [_counter(step), _counter(True, torch.bool), *carried])
-        each.append(results[len(carried) :])
-        carried = results[: len(carried)]
-        alive = bool(_number(w, condition, "the condition of a Loop"))
-        step += 1
+    with w.b.loop():
+        while alive and step < count:
+            condition, *results = w.subgraph(body, [_counter(step), _counter(True, torch.bool), *carried])
+            each.append(results[len(carried) :])
+            carried = results[: len(carried)]
+            alive = bool(_number(w, condition, "the condition of a Loop"))
+            step += 1
     stacks = len(body.output) - 1 - len(carried)
     if stacks and not each:
         return [*carried, *(_nothing(w, value) for value in body.output[1 + len(carried) :])]
@@ -114,7 +115,7 @@ def _length(w: "Walk", x: Value, axis: int) -> int:
     size = w.b.size(x, axis)
     if not isinstance(size, int):
         w.b.refuse("a loop over a dimension that depends on the batch size")
-    if size > _MOST_STEPS or size == 0:
+    if size > _MOST_PARTS or size == 0:
         w.b.refuse(f"a loop of {size} steps")
     return size
 
@@ -187,7 +188,7 @@ def split_to_sequence(w: "Walk", n: Node, operands: Sequence[Any]) -> list[Any]:
     if not isinstance(whole, int):
         w.b.refuse("SplitToSequence of a dimension that depends on the batch size")
     size = 1 if sizes is None else _number(w, sizes, "the size of a split")
-    if size < 1 or whole // size > _MOST_STEPS:
+    if size < 1 or whole // size > _MOST_PARTS:
         w.b.refuse(f"SplitToSequence in parts of {size}")
     each = [min(size, whole - start) for start in range(0, whole, size)]
     parts = w.b.call(aten.split_with_sizes.default, x, each, axis)

@@ -17,11 +17,8 @@ from attrcli.formats.onnx_ops.functions import Function, standard_function
 from attrcli.formats.onnx_ops.numbers import ON_NUMBERS
 from attrcli.formats.onnx_ops.protos import all_nodes, attributes_of, domain_of, one_line, stored_tensor
 from attrcli.formats.onnx_ops.tables import BESIDE_STANDARD, REFUSED, TABLES
-from attrcli.graph.bounded import LARGEST
-from attrcli.graph.build import Builder, Value
-
-MOST_NODES = 100_000
-"""Most nodes that one import evaluates, loops unrolled and functions opened."""
+from attrcli.graph.bounded import LARGEST, BoundedBuilder
+from attrcli.graph.build import Value
 
 MOST_NUMBERS = 1 << 11
 """Most numbers of one tensor that are followed beside the graph."""
@@ -36,7 +33,6 @@ class File:
 
     functions: dict[tuple[str, str], Function] = field(default_factory=dict)
     stored: int = 0
-    nodes: int = 0
     elements: int = 0
 
     @property
@@ -53,7 +49,7 @@ class Walk:
     body stands in the file.
     """
 
-    b: Builder
+    b: BoundedBuilder
     opsets: dict[str, int]
     env: MutableMapping[str, Operand]
     file: File
@@ -78,7 +74,7 @@ class Walk:
         for proto in _needed(nodes, outputs):
             name = proto.name or next((output for output in proto.output if output), "")
             self.b.where = self.place + one_line(f"node '{name}' ({proto.op_type})")
-            self.count()
+            self.b.step()
             try:
                 results = self.step(proto, Node(proto.op_type, attributes_of(proto, self.attributes), proto.output))
             except AttrcliError:
@@ -93,12 +89,6 @@ class Walk:
         if missing is not None:
             raise ModelError(f"{self.place}no node makes the output '{one_line(missing)}'")
         return [self.env[name] for name in outputs]
-
-    def count(self) -> None:
-        """Count one node evaluated, or one body entered."""
-        self.file.nodes += 1
-        if self.file.nodes > MOST_NODES or len(self.b.graph.nodes) > 8 * MOST_NODES:
-            raise ModelError(f"{self.b.where}: the graph has more than {MOST_NODES} nodes once loops are unrolled")
 
     def folded(self, name: str, result: Operand) -> Operand:
         """A result under its name; one computed from constants alone is a constant from here on.
@@ -148,7 +138,7 @@ class Walk:
         """A walk over a body inside this one."""
         if self.level >= MOST_LEVELS:
             raise ModelError(f"{self.b.where}: functions and subgraphs more than {MOST_LEVELS} deep")
-        self.count()
+        self.b.step()
         given = {"opsets": self.opsets, "attributes": self.attributes, **changes}
         return Walk(self.b, env=env, file=self.file, place=f"{what}: ", level=self.level + 1, **given)
 
