@@ -37,7 +37,8 @@ from attrcli.session import Session
 __all__ = ["Model", "Target", "describe", "load"]
 
 AGREEMENT = 1e-3
-"""Difference between ONNX Runtime and the imported graph, of the largest logit (0.01 at least), that is an error."""
+"""Difference between ONNX Runtime and the imported graph, of the largest logit (0.01 at least), that is an error; in a
+graph that rounds, beyond what ties do."""
 
 _COUPLED = "what it returns for one sample depends on the others of the batch"
 
@@ -529,13 +530,14 @@ class Model:
             return
         run = self.engine(tuple(inputs.shape[1:])).run
         by_ties = ties.spread(run, lambda moved: self._graph_run(inputs, {}, moved), own) / float(largest)
+        accepted = AGREEMENT + by_ties
         what = (
             f"{self.path}: ONNX Runtime and the imported graph differ by {difference:.2g} of the largest output on "
             "real input"
         )
-        if difference > AGREEMENT + by_ties:
+        if difference > accepted:
             raise ModelError(
-                f"{what} (accepted: {AGREEMENT + by_ties:.2g}); this is a defect of the importer, please report the model"
+                f"{what} (accepted: {accepted:.2g}); this is a defect of the importer, please report the model"
             )
         warnings.warn(
             f"{what}: values midway between two quantisation steps round either way, by which outputs can move by "
