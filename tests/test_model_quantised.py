@@ -1,4 +1,4 @@
-"""Quantised ONNX files: ties between two steps are told from defects, which stay errors."""
+"""Quantised and float16 ONNX files: what rounding does is told from defects, which stay errors."""
 
 import numpy as np
 import onnx
@@ -34,6 +34,10 @@ def save(path, *, inputs):
             helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["w"]),
             helper.make_node("MatMul", ["x", "w"], ["y"]),
         ]
+    return save_nodes(path, nodes, stored)
+
+
+def save_nodes(path, nodes, stored):
     graph = helper.make_graph(
         nodes,
         "net",
@@ -77,4 +81,38 @@ def test_a_wrong_import_of_a_quantised_file_is_an_error(inputs, factor, said, tm
     own = model._graph_run
     monkeypatch.setattr(model, "_graph_run", lambda *args: own(*args) * factor)
     with pytest.raises(ModelError, match=rf"net\.onnx: .*{said}.*defect of the importer"):
+        model(ROWS)
+
+
+def save_half(path):
+    """A linear net in float16, from and to float32."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "w"], ["z"]),
+        helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return save_nodes(path, nodes, {"w": WEIGHT.astype(np.float16) / np.float16(3)})
+
+
+def test_a_float16_file_is_computed_in_float32_on_its_weights(tmp_path):
+    model, x = save_half(tmp_path / "net.onnx"), torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    weight = torch.from_numpy(WEIGHT.astype(np.float16) / np.float16(3)).float()
+    gradient, score = model.gradient(x, models.Target(torch.ones(5, dtype=torch.long)))
+    assert_close(gradient, weight[:, 1].expand(5, 4), 1e-6)
+    assert_close(score, x @ weight[:, 1], 1e-6)
+    assert 1e-5 < float((model(x) - x @ weight).abs().max()) < 1e-3  # ONNX Runtime's float16
+
+
+@pytest.mark.parametrize(
+    ("factor", "outcome"),
+    [
+        (1.005, pytest.warns(AttrcliWarning, match=r"differ by 0\.005.*: ONNX Runtime rounds each result to float16")),
+        (1.02, pytest.raises(ModelError, match=r"differ by 0\.02 .*accepted: 0\.01\).*defect of the importer")),
+    ],
+)
+def test_a_float16_file_may_differ_by_what_float16_does(factor, outcome, tmp_path, monkeypatch):
+    model = save_half(tmp_path / "net.onnx")
+    own = model._graph_run
+    monkeypatch.setattr(model, "_graph_run", lambda *args: own(*args) * factor)
+    with outcome:
         model(ROWS)
