@@ -26,6 +26,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # what fails is raised, and said once
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # the file's function, not integer kernels'
         wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:

@@ -94,6 +94,11 @@ class Onnx:
         """Number of elements of the floating initializers, without scalars and the statistics of batch norm."""
         return sum(stored.tensor.numel() for stored in self.stored.values() if stored.parameter)
 
+    @property
+    def half(self) -> bool:
+        """Whether the file stores numbers in float16."""
+        return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in _all_tensors(self._proto))
+
     def proto_bytes(self) -> bytes:
         """The model serialised, with its external data inside. Raises ModelError above 2 GB."""
         return self._serialised(self._proto)
