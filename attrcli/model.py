@@ -212,7 +212,10 @@ class Model:
         with torch.enable_grad():
             score = select(self._graph_run(leaf, target.held, ruled, references), target, self.head(inputs))
             if score.requires_grad:
-                (gradient,) = torch.autograd.grad(score.sum(), leaf)
+                try:
+                    (gradient,) = torch.autograd.grad(score.sum(), leaf)
+                except UnsupportedOp as error:  # a rule that finds out on the way back
+                    raise UnsupportedOp(f"{self.path}: {error}") from error
             else:
                 gradient = torch.zeros_like(inputs)
         self.on_pass(len(inputs))

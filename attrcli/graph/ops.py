@@ -147,6 +147,17 @@ PYTHON: dict[Callable[..., Any], str] = {
 """Python functions on sizes that a graph may call: all that arithmetic on a free batch needs."""
 
 SIZE = aten.sym_size.int
+LIKE = frozenset(
+    (
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        aten.full_like.default,
+        aten.new_zeros.default,
+        aten.new_ones.default,
+        aten.new_full.default,
+    )
+)
+"""Ops that read of a tensor its size alone, as SIZE does."""
 
 _RANDOM = """rand rand_like randn randn_like randint randint_like randperm normal normal_ uniform uniform_ bernoulli
     bernoulli_ multinomial poisson exponential exponential_ rrelu"""

@@ -217,7 +217,8 @@ def dependent(module: fx.GraphModule, name: str, at: str | None = None) -> set[f
             if next(names) == name and at is None:
                 found.add(node)
         elif node.op == "call_function":
-            reads = node.target is not ops.SIZE and not found.isdisjoint(node.all_input_nodes)
+            values = node.target is not ops.SIZE and node.target not in ops.LIKE
+            reads = values and not found.isdisjoint(node.all_input_nodes)
             if reads or node.name == at:
                 found.add(node)
     return found

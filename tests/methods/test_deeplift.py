@@ -234,6 +234,18 @@ def test_where_the_baseline_ties_all_goes_to_the_winner_at_the_input(f, rounding
     assert away(values, torch.tensor([[0.0, -3.0, 0.0], [0.0, 0.0, 4.0]])) < 1e-14
 
 
+def test_what_has_of_a_value_its_size_alone_is_a_constant(tmp_path):
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.reshape(-1, 2)
+            return (rows * torch.full_like(rows, 3.0)).reshape(x.shape[0], 4)
+
+    x, baseline = batch(3, 4), batch(3, 4).flip(0)
+    found = DEEPLIFT.attribute(open_net(Scaled(), tmp_path, (4,)), x, target(1, 1, 1), baseline)
+    assert away(found.values, 3 * (x - baseline) * torch.eye(4).double()[1]) < 1e-14
+    assert found.remainder.abs().max() == 0
+
+
 def test_a_multiplier_times_the_difference_is_the_contribution(tmp_path):
     model, x = sample("fashion_cnn", precision="float64"), images(torch.float64)[0][:4]
     to, baseline = target(*predicted("fashion_cnn")[:4].tolist()), torch.full_like(x, 0.3)
