@@ -69,7 +69,8 @@ def _tokens(node: fx.Node, axes: dict[fx.Node, Axes], what: str) -> Axis:
             f"{what}: node '{node.name}' relates {rows.size} tokens to {columns.size} others (cross-attention, or "
             "pooled keys), and rollout multiplies maps of one set of tokens"
         )
-    if not rows.of_grid or rows != columns or not lead or lead[0].factors[:1][0][0] != BATCH or UNKNOWN in outside:
+    batched = bool(lead) and [kind for kind, _ in lead[0].factors[:1]] == [BATCH]  # an axis of size 1 has no factors
+    if not rows.of_grid or rows != columns or not batched or UNKNOWN in outside:
         raise UnsupportedOp(f"{what}: which of the tokens of node '{node.name}' are places of the input is not known")
     return rows
 

@@ -201,6 +201,16 @@ def test_refused(net, shape, match, tmp_path):
         explain(net, batch(2, *shape), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*its batch is frozen at 1")
+def test_refused_where_the_batch_is_frozen_at_one(tmp_path):
+    net, path = TinyVit(SHAPE, "open").double().eval(), tmp_path / "net.pt2"
+    with quiet():
+        torch.export.save(torch.export.export(net, (batch(1, *SHAPE),)), path)
+    rollout, opened = methods.load("attention_rollout", {}), model.load(path, precision="float64")
+    with pytest.raises(UnsupportedOp, match=r"which of the tokens of node .* are places of the input is not known"):
+        rollout.attribute(opened, batch(1, *SHAPE), target(0), None)
+
+
 def test_a_share_is_below_one():
     with pytest.raises(UsageError, match=r"discard=1\.0; accepted: from 0 to below 1"):
         methods.load("attention_rollout", {"discard": 1.0})
