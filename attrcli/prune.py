@@ -5,8 +5,10 @@ summary = prune(plan(wanted, model="net.onnx", inputs=("photos",), out="pruned")
 """
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from attrcli.methods import _pruning as pruning
 from attrcli.plan import Plan
 from attrcli.provenance import attributes
 from attrcli.score import apply_head
-from attrcli.store import MaskFile, MaskWriter, Status, is_mask_file, require_folder, writing_masks
+from attrcli.store import Lock, MaskFile, MaskWriter, Status, is_mask_file, require_folder, writing_masks
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -36,6 +38,7 @@ Criterion = Literal["prune_grad", "prune_int", "greedy", "random"]
 Export = Literal["each", "union", "intersection"]
 
 MASKS, PICTURE, MODELS, PARTIAL = "masks.h5", "jaccard.png", "models", ".pruning-"
+LOCK = f"{MASKS}.lock"
 COMPARED = 1000
 """Inputs whose masks are compared, pair by pair."""
 
@@ -123,7 +126,8 @@ def _require_free(folder: Path, *, force: bool) -> None:
     """Raise UsageError for a folder that is no folder, holds what is not ours, or (without `force`) a finished run."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder}: there is a file of that name; give a folder")
-    there = [name for name in os.listdir(folder) if not name.startswith(PARTIAL)] if folder.is_dir() else []
+    names = os.listdir(folder) if folder.is_dir() else []
+    there = [name for name in names if name != LOCK and not name.startswith(PARTIAL)]
     if there and not is_mask_file(folder / MASKS):
         raise UsageError(f"--out {folder}: holds other files, such as {min(there)}; choose a new or an empty folder")
     if there and not force:
@@ -134,7 +138,8 @@ def prune(plan: Plan, wanted: Wanted, progress: Progress = lambda stage, done, t
     """Prune for each input; write masks, their comparison and masked models, all of them or nothing.
 
     All is made in a hidden folder inside the folder, and moved when it is there: interrupted, a run leaves nothing, and
-    starts anew. Raises AttrcliError; an input that fails is a row with status error.
+    starts anew; what a killed one left is removed. Raises AttrcliError, also where another process prunes into the
+    folder; an input that fails is a row with status error.
     """
     folder = Path(plan.config.out).parent
     net = pruning.Network(plan.model, plan.zeros(), vars(plan.method)["ops"], "prune")
@@ -142,7 +147,7 @@ def prune(plan: Plan, wanted: Wanted, progress: Progress = lambda stage, done, t
         raise ModelError(f"{plan.path}: the graph has no nonlinearity, and so no neurons that could be pruned")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as partial_folder:
+        with _alone(folder, plan), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as partial_folder:
             run = _Run(plan, wanted, net, Path(partial_folder), progress)
             run.write()
             _move(Path(partial_folder), folder)
@@ -153,6 +158,19 @@ def prune(plan: Plan, wanted: Wanted, progress: Progress = lambda stage, done, t
     run.summary.folder = folder
     run.summary.exports = [folder / MODELS / path.name for path in run.summary.exports]
     return run.summary
+
+
+@contextmanager
+def _alone(folder: Path, plan: Plan) -> Iterator[None]:
+    """Exclusive use of a folder, cleared of what killed runs left. Raises UsageError where another process has it."""
+    lock = Lock(folder / MASKS)
+    try:
+        _require_free(folder, force=plan.config.force)  # again: another process may have finished since
+        for left in folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 def _move(made: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from attrcli import prune as verb
 from attrcli.errors import UsageError
 from attrcli.graph import engine
 from attrcli.methods import _pruning as pruning
-from attrcli.store import MaskFile
+from attrcli.store import Lock, MaskFile
 
 BAG = TEST / "Bag"
 
@@ -215,6 +215,28 @@ def test_an_interrupted_run_leaves_nothing_and_starts_anew(tmp_path, monkeypatch
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.setattr(verb._Run, "_finish", real)
     prune(tmp_path / "out", model=MLP)
+
+
+def test_one_process_at_a_time_and_what_a_killed_one_left_goes(tmp_path):
+    out = tmp_path / "out"
+    (out / ".pruning-killed/models").mkdir(parents=True)
+    lock = Lock(out / "masks.h5")
+    try:
+        assert "another attrcli is writing" in prune(out, code=2).err
+        assert {path.name for path in out.iterdir()} == {".pruning-killed", "masks.h5.lock"}
+    finally:
+        lock.release()
+    prune(out)
+    assert {path.name for path in out.iterdir()} == {"masks.h5", "jaccard.png"}
+
+
+def test_two_runs_started_together_do_not_replace_each_other(tmp_path):
+    """The second was planned while the folder was empty, and runs when the first has finished."""
+    config = {"model": str(MLP), "inputs": (str(BAG),), "out": str(tmp_path / "out")}
+    first, second = (verb.plan(verb.Wanted(), **config) for _ in range(2))
+    verb.prune(first, verb.Wanted())
+    with pytest.raises(UsageError, match="holds the masks of an earlier run"):
+        verb.prune(second, verb.Wanted())
 
 
 def test_an_unreadable_input_is_a_row_with_an_error(tmp_path):

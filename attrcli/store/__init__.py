@@ -3,7 +3,7 @@
 `RunWriter` writes a run file and resumes it, `RunFile` reads one, finished or still in progress.
 """
 
-from .disk import disk_errors, replacing, require_folder, require_place, write_datasets
+from .disk import Lock, disk_errors, replacing, require_folder, require_place, write_datasets
 from .layout import EXTRAS, SCHEMA, UNLABELLED, VERSION_KEYS, VOLATILE, Columns, Layout, Status, config_of
 from .masks import MASK_SCHEMA, MaskFile, MaskWriter, is_mask_file, writing_masks
 from .reader import RunFile, is_run_file
@@ -18,6 +18,7 @@ __all__ = [
     "VOLATILE",
     "Columns",
     "Layout",
+    "Lock",
     "MaskFile",
     "MaskWriter",
     "RunFile",
