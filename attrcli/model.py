@@ -10,7 +10,6 @@ gradient, score = model.gradient(batch, Target(index))   # (N, ...), (N,)
 import hashlib
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -21,34 +20,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from attrcli import formats
-from attrcli.errors import AttrcliWarning, InputError, ModelError, NonFiniteError, TooLarge, UnsupportedOp, UsageError
+from attrcli import batching, formats
+from attrcli.errors import InputError, ModelError, NonFiniteError, UnsupportedOp, UsageError
 from attrcli.formats.cut import Cut
-from attrcli.formats.spec import Sample, Source, describe, require_shape
-from attrcli.graph import engine, passes, ties
-from attrcli.graph.build import FREE
-from attrcli.graph.coupling import coupled
+from attrcli.formats.spec import Sample, Source, describe
+from attrcli.graph import engine, passes
 from attrcli.graph.engine import Engine, Norms
 from attrcli.graph.rules import Choice, Ruled, dependent, merges_batch
 from attrcli.graph.trace import first_nonfinite
-from attrcli.score import Head, Target, apply_head, select, undo_head
-from attrcli.session import Session
+from attrcli.runtime import Runtime
+from attrcli.score import Head, Target, apply_head, select
 
 __all__ = ["Model", "Target", "describe", "load"]
-
-AGREEMENT = 1e-3
-"""Difference between ONNX Runtime and the imported graph, of the largest logit (0.01 at least), that is an error; in a
-graph that rounds, beyond what ties do."""
-
-HALF_AGREEMENT = 1e-2
-"""The same for a file in float16, whose step is 1e-3: ONNX Runtime rounds to it after each op, the graph does not."""
-
-_COUPLED = "what it returns for one sample depends on the others of the batch"
-
-_AS_QUANTISED = (
-    "it is run as it says, with its QuantizeLinear nodes one by one; by default ONNX Runtime fuses them into integer "
-    "kernels, some of which approximate (softmax), so that its own outputs may differ by some 1 %"
-)
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """Type of inputs, outputs and sums; bf16 computes convolutions and matrix products in bfloat16."""
@@ -108,10 +91,8 @@ class Model:
         None where that is not known."""
         self._engines: dict[Any, Engine] = {}
         self._prepared: dict[Any, tuple[fx.GraphModule, str | None]] = {}
-        self._session: Session | None = None
-        self._undone: Head | None = None
-        self._agreed = False
-        self._coupled: bool | None = None
+        self._alone: bool | None = None
+        self._runtime = Runtime(self)
 
     def bind(
         self,
@@ -152,7 +133,7 @@ class Model:
             raise UsageError(f"{self.path}: {what}; its inputs: {describe(self.source.inputs)}")
         self._engines.clear()
         self._prepared.clear()
-        self._coupled = None
+        self._runtime = Runtime(self)
 
     @cached_property
     def sha256(self) -> str:
@@ -178,8 +159,8 @@ class Model:
         for rows in self.passes(len(inputs)):
             chunk, others = inputs[rows], {name: value[rows] for name, value in held.items()}
             with torch.no_grad():
-                in_session = ruled is None and self._in_session(chunk, held)
-                parts.append(self._session_run(chunk) if in_session else self._graph_run(chunk, others, ruled))
+                there = ruled is None and self._runtime.gives(chunk, held)
+                parts.append(self._runtime.logits(chunk) if there else self._graph_run(chunk, others, ruled))
             self.on_pass(len(rows))
         return torch.cat(parts)
 
@@ -284,7 +265,7 @@ class Model:
     def in_full(self) -> "Model":
         """The same model without bfloat16."""
         exact = copy(self)
-        exact.lowered, exact._engines, exact._prepared = False, {}, {}
+        exact.lowered, exact._engines, exact._prepared, exact._runtime = False, {}, {}, Runtime(exact)
         return exact
 
     # -- at a node -----------------------------------------------------------------------------------------------
@@ -298,7 +279,7 @@ class Model:
         cut = Model(self.path, source, self.device, self.dtype, lowered=self.lowered)
         cut.input, cut.input_dtype, cut.output, cut.declared = node, self.dtype, self.output, self.declared
         cut.rows, cut.on_pass = self.rows, self.on_pass
-        cut._coupled = self.engine(shape).batch == 1
+        cut._alone = self.engine(shape).batch == 1
         return cut
 
     def activation(self, node: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -319,10 +300,8 @@ class Model:
 
     def imported(self, shape: tuple[int, ...]) -> tuple[fx.GraphModule, dict[str, Sample]]:
         """The file's own graph, all its outputs in it, and the samples that it was built for; for `formats.save`."""
-        batch, samples = self.engine(shape).batch, self._samples(shape)
-        graph = self.source.build(samples, self.dtype, FREE if batch is None else (batch, batch))
-        graph.meta["batches"] = FREE if batch is None else (batch, batch)
-        return graph, samples
+        wanted = self._wanted(shape)
+        return batching.graph_of(wanted, self.engine(shape).batch), dict(wanted.samples)
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -330,7 +309,7 @@ class Model:
         """The graph, ready to run, for samples of this shape; built once. Raises UnsupportedOp, ModelError."""
         if shape not in self._engines:
             try:
-                self._engines[shape] = self._build(shape)
+                self._engines[shape] = batching.build(self._wanted(shape))
             except (UnsupportedOp, ModelError) as error:
                 raise type(error)(f"{self.path}: {error}") from error
         return self._engines[shape]
@@ -347,53 +326,10 @@ class Model:
                 samples[spec.name] = Sample(tuple(value.shape), value.dtype)
         return samples
 
-    def _build(self, shape: tuple[int, ...]) -> Engine:
-        samples = self._samples(shape)
-        declared = next(spec for spec in self.source.inputs if spec.name == self.input).shape
-        if self.input in samples:
-            require_shape(declared, samples[self.input].shape)
-        if declared is not None and declared[0] is not None:
-            self._say_frozen(declared[0], "the file says so")
-            return self._frozen(samples, declared[0])
-        try:
-            return self._free(samples)
-        except TooLarge:  # with a frozen batch, too
-            raise
-        except (UnsupportedOp, ModelError) as error:
-            first = error
-        try:
-            made = self._frozen(samples, 1)
-        except (UnsupportedOp, ModelError):
-            raise first from None
-        self._say_frozen(1, str(first))
-        return made
-
-    def _free(self, samples: Mapping[str, Sample]) -> Engine:
-        """The graph with a free batch. Raises ModelError where it has none, or where its rows are not independent."""
-        graph = self.source.build(samples, self.dtype, FREE)
-        shapes = graph.meta["output_shapes"]
-        chosen = [shapes[self.output]] if self.output in shapes else shapes.values()
-        if any(tuple(shape[:1] for shape in pair) != tuple((batch,) for batch in FREE) for pair in chosen):
-            raise ModelError("the output does not keep the batch in its first dimension")
-        graph.meta["batches"] = FREE
-        made = engine.make(graph, self.output, self.device, None, lowered=self.lowered)
-        if self._coupled is None:
-            rows = [samples[name] for name in graph.meta["inputs"]]
-            kinds = [self.dtype if row.dtype.is_floating_point else row.dtype for row in rows]
-            self._coupled = coupled(made, [(r.shape, kind) for r, kind in zip(rows, kinds, strict=True)], self.device)
-        if self._coupled:
-            raise ModelError(_COUPLED)
-        return made
-
-    def _say_frozen(self, batch: int, reason: str) -> None:
-        how = "samples run one by one" if batch == 1 else f"samples run {batch} by {batch}"
-        what = f"{_COUPLED}; {how}" if self._coupled else f"its batch is frozen at {batch}; {how} ({reason})"
-        warnings.warn(f"{self.path}: {what}", AttrcliWarning, stacklevel=2)
-
-    def _frozen(self, samples: Mapping[str, Sample], batch: int) -> Engine:
-        graph = self.source.build(samples, self.dtype, (batch, batch))
-        graph.meta["batches"] = (batch, batch)
-        return engine.make(graph, self.output, self.device, batch, lowered=self.lowered)
+    def _wanted(self, shape: tuple[int, ...]) -> batching.Wanted:
+        """What the graph for samples of this shape is built for."""
+        given = (self.path, self.source, self._samples(shape), self.input, self.output)
+        return batching.Wanted(*given, self.device, self.dtype, self.lowered, self._alone)
 
     def _arguments(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         arguments = []
@@ -483,71 +419,3 @@ class Model:
         graph = passes.place(ready.logits, torch.device("cpu"), channels_last=False)
         where = first_nonfinite(graph, dict(zip(names, arguments, strict=True)), self.input, score)
         raise NonFiniteError(f"{self.path}: {where}")
-
-    # -- ONNX Runtime --------------------------------------------------------------------------------------------
-
-    def _in_session(self, inputs: torch.Tensor, held: Mapping[str, torch.Tensor]) -> bool:
-        """Whether ONNX Runtime gives the logits: for an ONNX file in float32 in which they are a tensor of the file."""
-        if self.format != "onnx" or self.dtype != torch.float32 or self.lowered or held:
-            return False
-        try:
-            made = self.engine(tuple(inputs.shape[1:]))
-        except UnsupportedOp:
-            return True
-        return made.head == "none" or made.output_tensor is not None
-
-    def _session_run(self, inputs: torch.Tensor) -> torch.Tensor:
-        if self._session is None:
-            self._session = self._open_session(tuple(inputs.shape[1:]))
-        arguments = {
-            spec.name: value.detach().cpu().to(spec.dtype).numpy()
-            for spec, value in zip(self.source.inputs, self._arguments(inputs, {}), strict=True)
-        }
-        result = torch.from_numpy(self._session.run(arguments)).to(self.device, self.dtype)
-        if self._undone:
-            result = undo_head(result, self._undone)
-        if not self._agreed:
-            self._compare(inputs, result)
-        return result
-
-    def _open_session(self, shape: tuple[int, ...]) -> Session:
-        declared = self.source.inputs[0].shape
-        try:
-            made = self.engine(shape)
-            tensor, batch = made.output_tensor, made.batch
-        except UnsupportedOp:
-            tensor, batch, self._undone = None, declared[0] if declared else None, self.declared
-        if "QuantizeLinear" in self.source.operations():
-            warnings.warn(f"{self.path}: {_AS_QUANTISED}", AttrcliWarning, stacklevel=2)
-        data = self.source.exposed([tensor or self.output or self.source.outputs[0].name])  # type: ignore[attr-defined, index]
-        return Session(self.path, data, self.device, batch)
-
-    def _compare(self, inputs: torch.Tensor, result: torch.Tensor) -> None:
-        """Refuse to go on when ONNX Runtime and the imported graph disagree on real input."""
-        self._agreed = True
-        try:
-            own = self._graph_run(inputs, {})
-        except UnsupportedOp as error:
-            warnings.warn(f"{error}; forward-only methods still run, in ONNX Runtime", AttrcliWarning, stacklevel=2)
-            return
-        if not bool(torch.isfinite(own).all() & torch.isfinite(result).all()):
-            return  # the caller reports it, naming the node
-        largest = result.abs().max().clamp_min(1e-2)
-        difference = float((own - result).abs().max() / largest)
-        if difference <= AGREEMENT:
-            return
-        run = self.engine(tuple(inputs.shape[1:])).run
-        by_ties = ties.spread(run, lambda moved: self._graph_run(inputs, {}, moved), own) / float(largest)
-        half = self.source.half  # type: ignore[attr-defined]
-        accepted = (HALF_AGREEMENT if half else AGREEMENT) + by_ties
-        what = (
-            f"{self.path}: ONNX Runtime and the imported graph differ by {difference:.2g} of the largest output on "
-            "real input"
-        )
-        if difference > accepted:
-            raise ModelError(
-                f"{what} (accepted: {accepted:.2g}); this is a defect of the importer, please report the model"
-            )
-        ties_do = f"values midway between two steps round either way, by which outputs can move by {by_ties:.2g}"
-        why = "ONNX Runtime rounds each result to float16, the graph computes in float32" if half else ties_do
-        warnings.warn(f"{what}: {why}", AttrcliWarning, stacklevel=2)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from attrcli import model as models
 from attrcli.errors import AttrcliWarning, ModelError
 from attrcli.graph import ties
+from attrcli.graph.engine import Engine
 from attrcli.session import Session
 
 STEP = 0.25
@@ -50,7 +51,8 @@ def save_nodes(path, nodes, stored):
 
 
 def spread(model, x):
-    return ties.spread(model.engine((4,)).run, lambda run: model._graph_run(x, {}, run), model._graph_run(x, {}))
+    made = model.engine((4,))
+    return ties.spread(made.run, lambda run: made(x, run=run), made(x))
 
 
 def test_the_spread_is_what_the_other_side_of_the_tie_gives(tmp_path):
@@ -68,7 +70,7 @@ def test_a_tie_that_falls_otherwise_in_onnx_runtime_is_a_warning(tmp_path, monke
     assert "it is run as it says, with its QuantizeLinear nodes one by one" in str(said[0].message)
     assert "differ by 0.071 of the largest output on real input: values midway between" in str(said[1].message)
     moved = STEP * torch.from_numpy(WEIGHT[0])
-    assert_close(outputs - model._graph_run(ROWS, {}), torch.stack([moved, 0 * moved]), 1e-6)
+    assert_close(outputs - model.engine((4,))(ROWS), torch.stack([moved, 0 * moved]), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,8 @@ def test_a_tie_that_falls_otherwise_in_onnx_runtime_is_a_warning(tmp_path, monke
 @pytest.mark.filterwarnings("ignore:.*it is run as it says")
 def test_a_wrong_import_of_a_quantised_file_is_an_error(inputs, factor, said, tmp_path, monkeypatch):
     model = save(tmp_path / "net.onnx", inputs=inputs)
-    own = model._graph_run
-    monkeypatch.setattr(model, "_graph_run", lambda *args: own(*args) * factor)
+    own = Engine.__call__
+    monkeypatch.setattr(Engine, "__call__", lambda *args, **kwargs: own(*args, **kwargs) * factor)
     with pytest.raises(ModelError, match=rf"net\.onnx: .*{said}.*defect of the importer"):
         model(ROWS)
 
@@ -112,7 +114,7 @@ def test_a_float16_file_is_computed_in_float32_on_its_weights(tmp_path):
 )
 def test_a_float16_file_may_differ_by_what_float16_does(factor, outcome, tmp_path, monkeypatch):
     model = save_half(tmp_path / "net.onnx")
-    own = model._graph_run
-    monkeypatch.setattr(model, "_graph_run", lambda *args: own(*args) * factor)
+    own = Engine.__call__
+    monkeypatch.setattr(Engine, "__call__", lambda *args, **kwargs: own(*args, **kwargs) * factor)
     with outcome:
         model(ROWS)
