@@ -15,6 +15,7 @@ from attrcli.methods._method import Attribution
 from attrcli.model import Model
 from attrcli.plan import Plan, Sample
 from attrcli.score import Head, Target, apply_head, select
+from attrcli.sending import Sent
 from attrcli.store import EXTRAS, Status
 
 Array = npt.NDArray[Any]
@@ -26,11 +27,15 @@ COMPARED = 4
 
 @dataclass
 class Batch:
-    """The inputs of one cell of the grid and what became of them; `notes` are messages, also of rows that are ok."""
+    """The inputs of one cell of the grid and what became of them; `notes` are messages, also of rows that are ok.
+
+    `sent` are the inputs (N, ...) of all samples, on the device or on their way there.
+    """
 
     rows: slice
     ids: list[str]
     samples: list[Sample]
+    sent: Sent
     labels: Array
     todo: list[int]
     notes: list[str]
@@ -38,6 +43,14 @@ class Batch:
     def good(self) -> list[int]:
         """The places of what can be explained, as far as is known."""
         return [place for place, note in enumerate(self.notes) if not note]
+
+
+def send(plan: Plan, samples: Sequence[Sample]) -> Sent:
+    """Start samples on their way to the device; what cannot be explained is a copy of another there."""
+    fitting = (sample.x for sample in samples if sample.x.shape == plan.shape)
+    other = next(fitting, np.zeros(plan.shape))
+    arrays = [sample.x if sample.x.shape == plan.shape else other for sample in samples]
+    return Sent(arrays, plan.input_dtype, plan.model.device)
 
 
 def problem(plan: Plan, sample: Sample, label: int) -> str:
@@ -126,7 +139,8 @@ def scored(plan: Plan, batch: Batch, places: Sequence[int]) -> list[Scored]:
     The target is the same for both strands, by their mean logits.
     """
     model = plan.model
-    strands = _strands(plan, plan.tensor([batch.samples[i].x for i in places]))
+    sent = batch.sent.arrived()
+    strands = _strands(plan, sent if places == [*range(len(sent))] else sent[list(places)])
     logits = [model.logits(inputs) for inputs in strands]
     head = model.head(strands[0])
     labels = torch.from_numpy(batch.labels[list(places)].astype(np.int64))

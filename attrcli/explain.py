@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from attrcli import data
-from attrcli.batch import Array, Batch, Columns, compute, problem, rank_correlation
+from attrcli.batch import Array, Batch, Columns, compute, problem, rank_correlation, send
 from attrcli.config import Config
 from attrcli.errors import AttrcliWarning, InputError, UsageError
 from attrcli.plan import Plan, Sample
 from attrcli.provenance import attributes
+from attrcli.sending import Sent
 from attrcli.store import RunFile, RunWriter, Status, require_place
 
 __all__ = ["Config", "Plan", "Summary", "explain", "plan"]
@@ -72,10 +73,10 @@ def explain(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
             ahead = [reader.submit(_read, plan, writer, rows) for rows in grid[:2]]
             pending: Future[None] | None = None
             for number, rows in enumerate(grid):
-                samples = ahead.pop(0).result()
+                read = ahead.pop(0).result()
                 if number + 2 < len(grid):
                     ahead.append(reader.submit(_read, plan, writer, grid[number + 2]))
-                if samples and (batch := _batch(plan, writer, rows, samples)).todo:
+                if read and (batch := _batch(plan, writer, rows, *read)).todo:
                     plan.explained.on_pass = _within(plan, rows, progress)
                     columns, status = compute(plan, batch)
                     if pending is not None:
@@ -139,12 +140,13 @@ def _gathered() -> Iterator[None]:
             warnings.warn_explicit(text, first.category, first.filename, first.lineno)
 
 
-def _read(plan: Plan, writer: RunWriter, rows: slice) -> list[Sample]:
-    """The inputs of one cell of the grid; none of them where all rows are finished and no file changed."""
+def _read(plan: Plan, writer: RunWriter, rows: slice) -> tuple[list[Sample], Sent] | None:
+    """The inputs of one cell of the grid, sent to the device; None where all rows are finished and no file changed."""
     records = plan.records[rows]
     if all(_unchanged(plan, record, writer.sha256(rows.start + i)) for i, record in enumerate(records)):
-        return []
-    return [plan.read(record) for record in records]
+        return None
+    samples = [plan.read(record) for record in records]
+    return samples, send(plan, samples)
 
 
 def _unchanged(plan: Plan, record: data.Record, sha256: str) -> bool:
@@ -157,7 +159,7 @@ def _unchanged(plan: Plan, record: data.Record, sha256: str) -> bool:
     return False
 
 
-def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) -> Batch:
+def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample], sent: Sent) -> Batch:
     """The samples with what is known to be wrong with each, and which rows are missing or come from changed inputs."""
     labels = plan.labels[rows]
     todo = [
@@ -166,7 +168,7 @@ def _batch(plan: Plan, writer: RunWriter, rows: slice, samples: list[Sample]) ->
         if writer.status[rows.start + i] != Status.OK or writer.sha256(rows.start + i) != sample.sha256
     ]
     notes = [problem(plan, sample, int(label)) for sample, label in zip(samples, labels, strict=True)]
-    return Batch(rows, [record.id for record in plan.records[rows]], samples, labels, todo, notes)
+    return Batch(rows, [record.id for record in plan.records[rows]], samples, sent, labels, todo, notes)
 
 
 def _write(writer: RunWriter, batch: Batch, columns: Columns, status: Array) -> None:

@@ -24,6 +24,7 @@ from attrcli.methods._method import Method, Ruling, shape_of
 from attrcli.preprocess import CHANNELS, Preprocess
 from attrcli.samples import Reader, Sample
 from attrcli.score import SCORES, select
+from attrcli.sending import Sent
 from attrcli.store import EXTRAS, Layout, RunWriter
 
 __all__ = ["Estimate", "Plan", "Sample"]
@@ -382,9 +383,8 @@ class Plan:
         return self._reader.encode(raw)
 
     def tensor(self, arrays: Sequence[Array]) -> torch.Tensor:
-        """Model inputs to a batch on the device; to a GPU from pinned memory, so that the copy runs beside it."""
-        batch, device = torch.from_numpy(np.stack(arrays)).to(self.input_dtype), self.model.device
-        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
+        """Model inputs to a batch on the device."""
+        return Sent(arrays, self.input_dtype, self.model.device).arrived()
 
     def layout(self) -> Layout:
         """Shapes of one row of the run file."""

@@ -20,7 +20,7 @@ import torch
 
 from attrcli import data, methods, render, targets
 from attrcli import model as models
-from attrcli.batch import Batch, problem, scored
+from attrcli.batch import Batch, problem, scored, send
 from attrcli.config import Config
 from attrcli.errors import InputError, ModelError, UsageError
 from attrcli.masked import Exporter
@@ -246,7 +246,8 @@ class _Run:
         plan = self.plan
         samples, labels = [plan.read(record) for record in plan.records[rows]], plan.labels[rows]
         notes = [problem(plan, sample, int(label)) for sample, label in zip(samples, labels, strict=True)]
-        batch = Batch(rows, [record.id for record in plan.records[rows]], samples, labels, [], notes)
+        ids = [record.id for record in plan.records[rows]]
+        batch = Batch(rows, ids, samples, send(plan, samples), labels, [], notes)
         good = batch.good()
         try:
             if good:

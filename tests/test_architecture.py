@@ -53,6 +53,7 @@ MAY_IMPORT["samples"] = {"data", "preprocess", "errors"}
 MAY_IMPORT["source"] = {"data", "sidecar", "preprocess", "store", "errors"}
 MAY_IMPORT["logos"] = {"letters", "render", "preprocess", "errors"}
 MAY_IMPORT["sequences"] = {"data", "preprocess", "letters", "methods", "errors"}
+MAY_IMPORT["sending"] = set()
 MAY_IMPORT["plan"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
 MAY_IMPORT["provenance"] = set(MAY_IMPORT)
