@@ -4,7 +4,7 @@ Every contender lives in a process of its own, set up as its user would have it;
 measurement each per round, and every figure is the median over the rounds of the ratio within a round. Ratios hold
 where absolute times drift.
 
-    python bench/bench.py [speed] [single] [wall] [startup] [memory]     # default: all
+    python bench/bench.py [speed] [single] [wall] [startup] [loading] [memory]     # default: all
 """
 
 import json
@@ -317,6 +317,21 @@ def startup(folder: Path) -> dict[str, Any]:
     return found
 
 
+def loading(folder: Path) -> dict[str, Any]:
+    """Median seconds to open a ResNet-50 and build its graph, in a fresh process each, after torch is imported."""
+    import nets
+    import torch
+
+    paths = nets.save(nets.resnet50(), torch.randn(2, 3, 224, 224), folder)
+    found = {}
+    for name, path in paths.items():
+        code = "import time, torch; start = time.perf_counter(); from attrcli import model; "
+        code += f"model.load({path!r}, threads={THREADS}).engine((3, 224, 224)); print(time.perf_counter() - start)"
+        times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(ROUNDS)]
+        found[name] = round(statistics.median(times), 2)
+    return found
+
+
 def memory(folder: Path) -> dict[str, Any]:
     """Peak memory of explain over 200 and over 2,000 inputs, MB, each in a process of its own."""
     import shutil
@@ -339,7 +354,7 @@ def memory(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the parts that are named, or all."""
-    parts = {"speed": speed, "single": single, "wall": wall, "startup": startup, "memory": memory}
+    parts = {"speed": speed, "single": single, "wall": wall, "startup": startup, "loading": loading, "memory": memory}
     chosen = sys.argv[1:] or list(parts)
     results = {}
     for name in chosen:

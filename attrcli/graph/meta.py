@@ -42,6 +42,14 @@ def _convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return aten.convolution.default(x, weight, bias, *args)
 
 
+def _batch_norm(x: torch.Tensor, *stored: Any) -> torch.Tensor:
+    """As large as what it normalises, which torch finds out by a decomposition: that imports its compiler, a second."""
+    for tensor in stored[:4]:
+        if tensor is not None and tensor.shape != x.shape[1:2]:
+            raise RuntimeError(f"a batch norm of {x.shape[1:2].numel()} channels with a tensor of {list(tensor.shape)}")
+    return torch.empty_like(x)
+
+
 def _check_bias(weight: torch.Tensor, bias: torch.Tensor | None, lengths: tuple[int, ...]) -> None:
     if 0 in weight.shape:
         raise RuntimeError(f"a weight of {list(weight.shape)}")
@@ -56,5 +64,6 @@ SHAPED = {
     aten.rnn_relu.input: _recurrent(aten.rnn_relu.input),
     aten.linear.default: _linear,
     aten.convolution.default: _convolution,
+    aten.batch_norm.default: _batch_norm,
 }
 """What runs in place of an op on the meta device."""

@@ -362,6 +362,9 @@ MISFITS = {
     "transposed convolution": lambda b, x: b.call(
         aten.conv_transpose1d.default, x, b.tensor(torch.ones(2, 3, 2), "w"), b.literal([1.0] * 3), groups=2
     ),
+    "batch norm": lambda b, x: b.call(
+        aten.batch_norm.default, x, None, None, b.literal([1.0] * 3), b.literal([1.0] * 3), False, 0.1, 1e-5, False
+    ),
     "a recurrent layer": lambda b, x: b.call(
         aten.gru.input, x, b.tensor(torch.ones(1, 1, 2), "s"), [b.tensor(torch.ones(6, 3), "w")] * 2, False, 1, 0.0,
         False, False, True,
@@ -372,7 +375,7 @@ MISFITS = {
 @pytest.mark.parametrize("name", MISFITS)
 def test_operands_that_do_not_fit_are_found_at_import(name):
     """torch's own kernels for shapes do not look at all of them: the graph would fail when it runs."""
-    with pytest.raises(RuntimeError, match=r"bias of|weight of|Expected size"):
+    with pytest.raises(RuntimeError, match=r"bias of|weight of|norm of 2 channels|Expected size"):
         built(MISFITS[name], (4,) if name in ("linear", "an empty weight") else (2, 4))
 
 
